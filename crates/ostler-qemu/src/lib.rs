@@ -1,1 +1,22 @@
-//! ostler-qemu
+//! The hypervisor driver: starts, watches, suspends and ends virtual machines on this host.
+//!
+//! The node agent calls it through two traits, [`Hypervisor`] (the host) and [`Machine`] (one running machine). It
+//! knows nothing of the API types, the store or the server. [`QemuHypervisor`] runs real QEMU processes, which outlive
+//! the agent; [`SimHypervisor`] keeps thousands of pretended ones in memory. Both pass the suite in `conformance`.
+
+mod config;
+mod error;
+mod host;
+mod machine;
+mod spec;
+
+pub use config::{QemuConfig, QemuUser};
+pub use error::{Error, QmpError, Result, StartError};
+pub use host::{AcceleratorProbe, HostProbe};
+pub use machine::{
+    ExitReason, ExitReport, Hypervisor, Machine, MachineEvent, MachineFacts, Progress, RunState, Survey,
+};
+pub use spec::{
+    Accelerator, DiskBus, DiskFormat, DiskLayer, DiskSpec, Firmware, KernelBoot, MacAddress, MacAddressError,
+    MachineSpec, MachineType, NicBackend, NicModel, NicSpec, PortForward, PortProtocol, StartOptions,
+};

@@ -1,0 +1,102 @@
+//! What can go wrong, in three kinds: talking to QEMU, starting a machine, everything else.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Talking to QEMU's monitor failed.
+#[derive(Debug, thiserror::Error)]
+pub enum QmpError {
+    #[error("QEMU's monitor cannot be reached")]
+    Connect(#[source] io::Error),
+    #[error("QEMU's monitor closed the connection")]
+    Closed,
+    #[error("QEMU did not answer '{command}' within {} ms", after.as_millis())]
+    Timeout { command: &'static str, after: Duration },
+    #[error("QEMU's monitor sent what is not QMP: {0}")]
+    Protocol(String),
+    #[error("QEMU refused '{command}': {desc}")]
+    Refused { command: &'static str, class: String, desc: String },
+}
+
+/// An operation on a machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error("{what} '{}' failed", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("machine {id} still runs as process {pid}: end it first")]
+    StillRunning { id: Uuid, pid: u32 },
+    #[error("machine {id} has ended")]
+    Ended { id: Uuid },
+    #[error("process {pid} of machine {id} did not end within {} s after it was killed: it hangs in the kernel, most likely on a disk that does not answer", after.as_secs())]
+    Unkillable { id: Uuid, pid: u32, after: Duration },
+    #[error("the machine's state could not be written: {0}")]
+    Save(String),
+    #[error("machine {id} has no {what}")]
+    Missing { id: Uuid, what: &'static str },
+    /// Made to fail by a test through the simulated hypervisor.
+    #[error("simulated failure: {0}")]
+    Simulated(String),
+}
+
+impl Error {
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+}
+
+/// A machine did not start. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("machine {id} already runs as process {pid}")]
+    AlreadyRunning { id: Uuid, pid: u32 },
+    #[error("{binary} was not found: install QEMU (Debian and Ubuntu: apt-get install qemu-system-x86)")]
+    BinaryMissing { binary: String },
+    #[error(
+        "UEFI firmware was not found in {searched}: install it (Debian and Ubuntu: apt-get install ovmf)"
+    )]
+    FirmwareMissing { searched: String },
+    #[error("{field}: {reason}")]
+    Invalid { field: String, reason: String },
+    #[error("port {port} on {addr} cannot be forwarded: {reason}")]
+    PortInUse { addr: std::net::IpAddr, port: u16, reason: String },
+    #[error("not enough memory on the host for a guest of {memory_bytes} bytes: {last_words}")]
+    OutOfMemory { memory_bytes: u64, last_words: String },
+    #[error("{what} '{}' cannot be opened: {source}", path.display())]
+    File { what: String, path: PathBuf, source: io::Error },
+    #[error("disk {disk} cannot be used: {reason}")]
+    BadImage { disk: String, reason: String },
+    #[error("the saved state cannot be restored: {last_words}")]
+    BadState { last_words: String },
+    #[error("all {count} user ids of this host are in use by machines: give the agent a larger range")]
+    NoFreeUser { count: u32 },
+    #[error("QEMU ended while it started ({how}): {last_words}")]
+    Died { how: String, last_words: String },
+    #[error("QEMU was not ready within {} s: {last_words}", after.as_secs())]
+    Timeout { after: Duration, last_words: String },
+    #[error("QEMU refused the machine: {source}; {last_words}")]
+    Qmp { source: QmpError, last_words: String },
+    #[error("{what} failed")]
+    Io { what: String, source: io::Error },
+    /// Made to fail by a test through the simulated hypervisor.
+    #[error("simulated failure: {0}")]
+    Simulated(String),
+}
+
+impl StartError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), reason: reason.into() }
+    }
+}
