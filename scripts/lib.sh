@@ -14,7 +14,7 @@ else
   BOLD='' PLAIN=''
 fi
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 warn() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 fail() {
   warn "$@"
