@@ -141,7 +141,8 @@ Install rustup (https://rustup.rs), which needs no root, then run this again. Fo
 }
 
 # A process is named by its id and its start time, so that an id which was given out again is never ended by us.
-process_start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+# Prints nothing when the process has ended, also when nobody has collected it yet (state Z).
+process_start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" { print $20 }'; }
 
 # wait_until SECONDS COMMAND…: polls until the command succeeds; returns 1 at the deadline.
 wait_until() {
