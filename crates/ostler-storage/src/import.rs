@@ -1,9 +1,13 @@
 //! The image store and the way of an image into it: staging, unpacking, checking, converting, renaming into place.
 
+mod export;
+mod finish;
+mod staging;
 mod store;
+mod unpack;
 mod upload;
 
-use std::{fmt, path::PathBuf};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -135,6 +139,3 @@ impl ImportedImage {
         ImageRef { sha256: self.sha256.clone(), format: self.format }
     }
 }
-
-/// Where a download came from, kept beside the staging file so that it can go on after a restart.
-pub(crate) type StagingPath = PathBuf;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use uuid::Uuid;
 
 pub use dir::DirPool;
-pub use sim::{SimFaults, SimPool};
+pub use sim::{SimFault, SimFaults, SimPool};
 
 use crate::{ImageFormat, ImageRef, StorageError};
 

@@ -145,6 +145,17 @@ impl Default for ProbeLimits {
     }
 }
 
+impl ProbeLimits {
+    fn check(&self, virtual_size: u64) -> Result<(), Refusal> {
+        // Above 2^62 sums of sizes would overflow, whatever the caller allows.
+        let limit = self.max_virtual_size.min(1 << 62);
+        if virtual_size > limit {
+            return Err(Refusal::TooLarge { what: "virtual size", value: virtual_size, limit });
+        }
+        Ok(())
+    }
+}
+
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbedImage {
@@ -159,32 +170,25 @@ pub struct ProbedImage {
 /// Decides what the file is, or says why it is refused.
 pub fn probe<R: Read + Seek>(reader: &mut R, limits: &ProbeLimits) -> Result<ProbedImage, Refusal> {
     let mut window = Window::new(reader)?;
-    let (format, content, virtual_size, detail) = detect(&mut window)?;
-    if virtual_size > limits.max_virtual_size {
-        return Err(Refusal::TooLarge {
-            what: "virtual size",
-            value: virtual_size,
-            limit: limits.max_virtual_size,
-        });
-    }
+    let (format, content, virtual_size, detail) = detect(&mut window, limits)?;
+    limits.check(virtual_size)?;
     if virtual_size == 0 {
         return Err(Refusal::Empty { format });
     }
-    let virtual_size = virtual_size.checked_next_multiple_of(512).ok_or(Refusal::TooLarge {
-        what: "virtual size",
-        value: virtual_size,
-        limit: limits.max_virtual_size,
-    })?;
+    // The last sector of a raw file may be cut short; QEMU reads its rest as zeroes.
+    let virtual_size = virtual_size.next_multiple_of(512);
     Ok(ProbedImage { format, content, virtual_size, detail })
 }
 
 type Detected = (ImageFormat, ImageContent, u64, String);
 
-fn detect<R: Read + Seek>(window: &mut Window<'_, R>) -> Result<Detected, Refusal> {
+fn detect<R: Read + Seek>(window: &mut Window<'_, R>, limits: &ProbeLimits) -> Result<Detected, Refusal> {
     let disk = ImageContent::Disk;
     if qcow2::is_qcow2(window)? {
         let header = qcow2::Header::read(window)?;
-        header.check_standalone(window)?;
+        header.refuse_references()?;
+        limits.check(header.size)?;
+        header.check_tables(window)?;
         return Ok((ImageFormat::Qcow2, disk, header.size, format!("qcow2 version {}", header.version)));
     }
     if vmdk::is_vmdk(window)? {

@@ -1,27 +1,11 @@
-//! Placeholder until the reader lands.
+//! The qcow2 format, as far as we read and write it ourselves.
+//!
+//! `header` parses without believing anything, `standalone` decides whether a foreign image may be imported, and
+//! `create` writes new empty volumes. Guest data is never read or written here.
 
-use std::io::{Read, Seek};
+mod create;
+mod header;
+mod standalone;
 
-use crate::probe::{Refusal, window::Window};
-
-pub(crate) struct Header {
-    pub(crate) size: u64,
-    pub(crate) version: u32,
-}
-
-pub(crate) fn is_qcow2<R: Read + Seek>(window: &mut Window<'_, R>) -> Result<bool, Refusal> {
-    window.has(0, b"QFI\xfb")
-}
-
-impl Header {
-    pub(crate) fn read<R: Read + Seek>(_window: &mut Window<'_, R>) -> Result<Self, Refusal> {
-        unimplemented!()
-    }
-
-    pub(crate) fn check_standalone<R: Read + Seek>(
-        &self,
-        _window: &mut Window<'_, R>,
-    ) -> Result<(), Refusal> {
-        unimplemented!()
-    }
-}
+pub(crate) use create::Empty;
+pub(crate) use header::{Header, is_qcow2};

@@ -1,0 +1,97 @@
+//! What the tests share: running the real `qemu-img`, small disks, a file system that is quickly full.
+
+use std::{
+    fs,
+    io::Cursor,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use ostler_storage::{ProbeLimits, ProbedImage, Refusal, probe};
+use sha2::{Digest, Sha256};
+
+pub(crate) const MIB: usize = 1 << 20;
+
+/// Runs `qemu-img` as a test's own tool and returns what it wrote.
+pub(crate) fn qemu_img(args: &[&str]) -> Vec<u8> {
+    let output = Command::new("qemu-img").args(args).output().expect("the package qemu-utils is installed");
+    assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn sha256(path: &Path) -> String {
+    hex(&Sha256::digest(fs::read(path).unwrap()))
+}
+
+/// A disk with something at both ends and in the middle, and a lot of zeroes.
+pub(crate) fn disk(size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    for (seed, at) in [(1u8, 0), (2, size / 2), (3, size - 4096)] {
+        for (index, byte) in bytes[at..at + 4096].iter_mut().enumerate() {
+            *byte = (index as u8).wrapping_mul(31).wrapping_add(seed);
+        }
+    }
+    bytes
+}
+
+/// Makes an image of `content` with `qemu-img convert`.
+pub(crate) fn image(dir: &Path, content: &[u8], format: &str, options: &[&str]) -> PathBuf {
+    let raw = dir.join("content.raw");
+    fs::write(&raw, content).unwrap();
+    let path = dir.join(format!("image-{}.{format}", uuid::Uuid::new_v4().simple()));
+    let mut args = vec!["convert", "-f", "raw", "-O", format];
+    for option in options {
+        args.extend(["-o", option]);
+    }
+    args.extend([raw.to_str().unwrap(), path.to_str().unwrap()]);
+    qemu_img(&args);
+    path
+}
+
+pub(crate) fn probe_bytes(bytes: &[u8]) -> Result<ProbedImage, Refusal> {
+    probe(&mut Cursor::new(bytes), &ProbeLimits::default())
+}
+
+pub(crate) fn probe_file(path: &Path) -> Result<ProbedImage, Refusal> {
+    probe(&mut fs::File::open(path).unwrap(), &ProbeLimits::default())
+}
+
+/// A small file system in memory, for root only; unmounted when dropped.
+pub(crate) struct Tmpfs {
+    dir: tempfile::TempDir,
+}
+
+impl Tmpfs {
+    /// `None` when this user may not mount: the test then has nothing to say.
+    pub(crate) fn mount(size: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let option = format!("size={size},mode=700");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &option, "tmpfs"]).arg(dir.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self { dir }),
+            Ok(output) => {
+                eprintln!("no tmpfs here: {}", String::from_utf8_lossy(&output.stderr));
+                None
+            }
+            Err(error) => {
+                eprintln!("no tmpfs here: {error}");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
