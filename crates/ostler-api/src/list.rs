@@ -57,16 +57,28 @@ pub struct ListParams {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum WatchLine<T> {
-    Added { object: T },
-    Modified { object: T },
+    Added {
+        object: T,
+    },
+    Modified {
+        object: T,
+    },
     /// The last state before it was gone, or before it left the filter.
-    Deleted { object: T },
+    Deleted {
+        object: T,
+    },
     /// All of the present state has been sent.
-    Synced { revision: u64 },
+    Synced {
+        revision: u64,
+    },
     /// Nothing happened, the connection lives; resume from `revision + 1`.
-    Bookmark { revision: u64 },
+    Bookmark {
+        revision: u64,
+    },
     /// The watch ends; list again.
-    Error { problem: crate::Problem },
+    Error {
+        problem: crate::Problem,
+    },
 }
 
 /// A parsed label selector.

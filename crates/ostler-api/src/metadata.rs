@@ -53,7 +53,9 @@ pub fn labels_check(labels: &Labels) -> Result<(), String> {
             return Err(format!("label key {key:?} is not 1-63 of letters, digits, '-', '_', '.', '/'"));
         }
         if value.chars().count() > 255 || value.chars().any(char::is_control) {
-            return Err(format!("the value of label {key:?} is over 255 characters or has control characters"));
+            return Err(format!(
+                "the value of label {key:?} is over 255 characters or has control characters"
+            ));
         }
     }
     Ok(())

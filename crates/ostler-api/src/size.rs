@@ -56,7 +56,8 @@ impl FromStr for ByteSize {
         let mut total = u128::from(whole) * u128::from(factor);
         if !fraction.is_empty() {
             let part: u128 = fraction.parse().map_err(|_| fail())?;
-            total += part * u128::from(factor) / 10u128.pow(u32::try_from(fraction.len()).map_err(|_| fail())?);
+            total +=
+                part * u128::from(factor) / 10u128.pow(u32::try_from(fraction.len()).map_err(|_| fail())?);
         }
         u64::try_from(total).map(Self).map_err(|_| fail())
     }

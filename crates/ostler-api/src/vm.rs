@@ -111,7 +111,7 @@ pub struct VmDisk {
 /// A network card on QEMU's user-mode network: NAT to the outside, in by published ports only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmNic {
-    /// `52:54:00:xx:xx:xx`; stays for the VM's life.
+    /// `52:54:xx:xx:xx:xx`, a locally administered address; stays for the VM's life.
     pub mac: String,
     pub model: NicModel,
     #[serde(default)]

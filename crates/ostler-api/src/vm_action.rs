@@ -20,13 +20,18 @@ pub enum VmAction {
     /// Cold start, or from saved memory when it is suspended.
     Start,
     /// ACPI power button; after `timeout` seconds force it off, when `force` is set, else give up.
-    Shutdown { timeout: u32, force: bool },
+    Shutdown {
+        timeout: u32,
+        force: bool,
+    },
     /// Pull the plug; also drops saved memory.
     Stop,
     /// The reset button.
     Reset,
     /// Shutdown with force, then start.
-    Reboot { timeout: u32 },
+    Reboot {
+        timeout: u32,
+    },
     /// Freeze the vCPUs.
     Pause,
     /// From paused or suspended.
@@ -34,7 +39,9 @@ pub enum VmAction {
     /// Memory to a file, process ends.
     Suspend,
     /// New root disk, same identity. The old one is dropped once the new one is there.
-    Rebuild { volume: VolumeId },
+    Rebuild {
+        volume: VolumeId,
+    },
     Delete,
 }
 
@@ -100,7 +107,8 @@ pub fn decide(action: &VmAction, phase: VmPhase, task: Option<&VmTask>) -> Decis
     if let Some(task) = task {
         return decide_busy(action, task);
     }
-    let not_now = |need: &str, hint: &str| refuse(format!("the VM is {phase}; {} needs {need}", action.name()), hint);
+    let not_now =
+        |need: &str, hint: &str| refuse(format!("the VM is {phase}; {} needs {need}", action.name()), hint);
     match action {
         VmAction::Delete => Decision::Accept,
         VmAction::Start => match phase {
@@ -209,7 +217,12 @@ mod tests {
                 action,
                 VmAction::Start | VmAction::Stop | VmAction::Rebuild { .. } | VmAction::Delete
             );
-            assert_eq!(decide(&action, VmPhase::Error, None) == Decision::Accept, escapes, "{}", action.name());
+            assert_eq!(
+                decide(&action, VmPhase::Error, None) == Decision::Accept,
+                escapes,
+                "{}",
+                action.name()
+            );
         }
     }
 

@@ -51,7 +51,9 @@ impl VmPhase {
     /// Whether it stays so until somebody asks for something else.
     pub const fn is_settled(self) -> bool {
         match self {
-            Self::Running | Self::Paused | Self::Stopped | Self::Suspended | Self::Error | Self::Unknown => true,
+            Self::Running | Self::Paused | Self::Stopped | Self::Suspended | Self::Error | Self::Unknown => {
+                true
+            }
             Self::Pending
             | Self::Starting
             | Self::Stopping

@@ -17,21 +17,40 @@ use crate::{ByteSize, Fault, OperationId, StreamId, VmId, VolumeId};
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum WorkLine {
     /// First line. A store that is another cloud's, or older than what the agent has seen, must not make it drop VMs.
-    Hello { cloud: Uuid, revision: u64 },
+    Hello {
+        cloud: Uuid,
+        revision: u64,
+    },
     /// A VM that is placed here, new or changed.
-    Vm { vm: Box<Vm> },
+    Vm {
+        vm: Box<Vm>,
+    },
     /// It is no longer placed here: end it, keep nothing of it.
-    VmGone { vm: VmId },
-    Volume { volume: Box<Volume> },
-    VolumeGone { volume: VolumeId },
+    VmGone {
+        vm: VmId,
+    },
+    Volume {
+        volume: Box<Volume>,
+    },
+    VolumeGone {
+        volume: VolumeId,
+    },
     /// An image file that no resource needs any more.
-    ImageGone { sha256: String },
+    ImageGone {
+        sha256: String,
+    },
     /// All that is placed here has been sent; what the agent has besides is not wanted.
-    Synced { revision: u64 },
+    Synced {
+        revision: u64,
+    },
     /// Somebody wants to talk with a VM: connect `GET /v1/nodes/{node}/streams/{stream}` and join the two.
-    Stream { stream: StreamRequest },
+    Stream {
+        stream: StreamRequest,
+    },
     /// Nothing happened; the connection lives.
-    Bookmark { revision: u64 },
+    Bookmark {
+        revision: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -95,8 +114,12 @@ pub struct VolumeReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum VolumeState {
-    Ready { used: ByteSize },
-    Failed { fault: Fault },
+    Ready {
+        used: ByteSize,
+    },
+    Failed {
+        fault: Fault,
+    },
     /// Deleted, or was never there.
     Gone,
 }

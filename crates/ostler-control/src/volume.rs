@@ -1,0 +1,103 @@
+//! Volumes, as far as root disks need them.
+
+use std::sync::Arc;
+
+use ostler_api::metadata::labels_check;
+use ostler_api::operation::{Accepted, OperationPhase};
+use ostler_api::vm::Vm;
+use ostler_api::volume::{Volume, VolumePatch};
+use ostler_api::{ApiError, ErrorCode, OperationId};
+
+use crate::cache::Tables;
+use crate::caller::Caller;
+use crate::cloud::Cloud;
+use crate::event::target;
+use crate::operation::begin;
+use crate::permission::Verb;
+use crate::vm_act::{check_match, drop_volume};
+use crate::vm_create::check_rename;
+
+/// The VM that has this volume.
+fn user<'a>(tables: &'a Tables, volume: &Volume) -> Option<&'a Arc<Vm>> {
+    let vm = tables.vms.get(volume.spec.vm?.into())?;
+    let has = vm.spec.disks.iter().any(|disk| disk.volume.0 == volume.metadata.id);
+    let will_have = vm.status.task.as_ref().is_some_and(|task| {
+        matches!(task.action, ostler_api::vm_action::VmAction::Rebuild { volume: new } if new.0 == volume.metadata.id)
+    });
+    (has || will_have).then_some(vm)
+}
+
+impl Cloud {
+    pub async fn volume_patch(
+        &self,
+        caller: &Caller,
+        project: Option<&str>,
+        name: &str,
+        if_match: Option<u64>,
+        patch: VolumePatch,
+    ) -> Result<Arc<Volume>, ApiError> {
+        if let Some(labels) = &patch.labels {
+            labels_check(labels).map_err(|error| ApiError::invalid("labels", error))?;
+        }
+        let id = self
+            .commit(|tables, change| {
+                let volume = self.find::<Volume>(tables, caller, Verb::Update, project, name)?;
+                check_match(volume.metadata.revision, if_match)?;
+                let mut new = Volume::clone(&volume);
+                if let Some(name) = &patch.name {
+                    check_rename(tables, volume.as_ref(), name)?;
+                    new.metadata.name = name.clone();
+                }
+                if let Some(labels) = &patch.labels {
+                    new.metadata.labels.clone_from(labels);
+                }
+                if new != *volume {
+                    change.update(volume.as_ref(), &new)?;
+                }
+                Ok(volume.metadata.id)
+            })
+            .await?;
+        self.get::<Volume>(caller, Some("*"), &id.to_string())
+    }
+
+    /// Deletes a volume that no VM has. Its node removes the file, then the record goes.
+    pub async fn volume_delete(
+        &self,
+        caller: &Caller,
+        project: Option<&str>,
+        name: &str,
+        if_match: Option<u64>,
+    ) -> Result<Accepted<Arc<Volume>>, ApiError> {
+        let fresh = OperationId::new();
+        let (before, operation) = self
+            .commit(|tables, change| {
+                let volume = self.find::<Volume>(tables, caller, Verb::Delete, project, name)?;
+                check_match(volume.metadata.revision, if_match)?;
+                if let Some(vm) = user(tables, &volume) {
+                    return Err(ApiError::new(
+                        ErrorCode::InUse,
+                        format!("volume {} is a disk of VM {}", volume.metadata.name, vm.metadata.name),
+                    )
+                    .hint("delete the VM: its own volumes go with it"));
+                }
+                if volume.metadata.deleted.is_some() {
+                    return Ok((volume, None));
+                }
+                drop_volume(tables, change, volume.metadata.id.into())?;
+                let phase = match volume.status.node {
+                    Some(_) => OperationPhase::Pending,
+                    None => OperationPhase::Succeeded,
+                };
+                let project = volume.metadata.project.clone();
+                change.create(&begin(fresh, project, "volume.delete", target(volume.as_ref()), phase)?)?;
+                Ok((volume, Some(fresh)))
+            })
+            .await?;
+        let tables = self.cache.read();
+        let resource = tables.volumes.get(before.metadata.id).cloned().unwrap_or(before);
+        let operation = operation
+            .and_then(|id| tables.operations.get(id.into()))
+            .map(|operation| ostler_api::operation::Operation::clone(operation));
+        Ok(Accepted { operation, resource })
+    }
+}
