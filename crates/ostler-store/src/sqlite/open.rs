@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{damaged, sql};
@@ -54,6 +55,8 @@ pub(super) fn connect(options: &SqliteOptions) -> Result<Connection> {
     Connection::open_with_flags(path, flags)
         .and_then(|connection| {
             connection.busy_timeout(BUSY)?;
+            // Otherwise SQLite plans a statement anew for each value that is bound, which costs more than running it.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             settings(&connection)?;
             if let Some(bytes) = options.max_bytes {
                 let pages = i64::try_from(bytes / PAGE_BYTES).unwrap_or(i64::MAX);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use super::apply::Group;
 use super::error::sql;
@@ -69,13 +69,10 @@ impl Sweep {
     }
 
     fn sweep(&mut self, connection: &Connection, compacted: u64, most: usize) -> rusqlite::Result<()> {
-        let newest: Option<i64> = connection
-            .prepare_cached("SELECT max(id) FROM history")?
-            .query_row([], |row| row.get(0))
-            .optional()?
-            .flatten();
-        // The newest row stays and is looked at when it is no longer the newest.
-        let end = RowId::end(compacted).0.min(newest.unwrap_or(0));
+        let newest: Option<i64> =
+            connection.prepare_cached("SELECT max(id) FROM history")?.query_row([], |row| row.get(0))?;
+        let newest = newest.unwrap_or(0);
+        let end = RowId::end(compacted).0;
         let rows: Vec<(i64, String, i64)> = connection
             .prepare_cached(
                 "SELECT id, key, version FROM history NOT INDEXED WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
@@ -85,15 +82,21 @@ impl Sweep {
         let mut before =
             connection.prepare_cached("DELETE FROM history INDEXED BY by_key WHERE key = ?1 AND id < ?2")?;
         let mut itself = connection.prepare_cached("DELETE FROM history WHERE id = ?1")?;
+        let mut swept = self.swept;
         for (id, key, version) in &rows {
             before.execute((key, id))?;
             if *version == 0 {
+                if *id == newest {
+                    // It carries the revision. Looked at again when it is no longer the newest.
+                    break;
+                }
                 itself.execute([id])?;
             }
+            swept = RowId(*id);
         }
-        if let Some((last, ..)) = rows.last() {
-            self.swept = RowId(*last);
-            layout::set_meta(connection, "swept", *last)?;
+        if swept != self.swept {
+            self.swept = swept;
+            layout::set_meta(connection, "swept", swept.0)?;
         }
         self.pending = rows.len() == most;
         Ok(())

@@ -1,7 +1,7 @@
 //! Upgrades the stored values to a new schema version: a copy of before, then one transaction.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
@@ -22,15 +22,30 @@ pub(super) fn rewrite(group: &mut Group<'_>, to: u32, mut rewrite: RewriteFn) ->
     layout::set_meta(group.connection, "schema", to.into()).map_err(sql("upgrading", group.path))
 }
 
-/// Before the transaction: keeps a copy beside the database, unless there is nothing to keep.
-pub(super) fn keep_copy(connection: &Connection, path: &Path, revision: u64, from: u32) -> Result<()> {
+/// Before the transaction: keeps a copy beside the database, unless there is nothing to keep. Returns its path.
+pub(super) fn keep_copy(
+    connection: &Connection,
+    path: &Path,
+    revision: u64,
+    from: u32,
+) -> Result<Option<PathBuf>> {
     if revision == 0 {
-        return Ok(());
+        return Ok(None);
     }
     let to = copy::schema_copy(path, from);
     copy::copy(connection, &to)?;
     tracing::info!(copy = %to.display(), schema = from, revision, "kept a copy of the database before its upgrade");
-    Ok(())
+    Ok(Some(to))
+}
+
+/// After an upgrade that failed: the database is as it was, and a server that is started again and again must not fill
+/// the disk with copies.
+pub(super) fn drop_copy(copy: Option<PathBuf>) {
+    if let Some(copy) = copy
+        && let Err(error) = std::fs::remove_file(&copy)
+    {
+        tracing::warn!(copy = %copy.display(), %error, "a copy that is not needed stays behind");
+    }
 }
 
 pub(super) fn check_version(found: u32, expected: u32) -> Result<()> {

@@ -239,8 +239,10 @@ impl Writer {
 
     fn upgrade(&mut self, from: u32, to: u32, rewrite: RewriteFn) -> Result<()> {
         upgrade::check_version(self.core.schema.load(Ordering::Acquire), from)?;
-        upgrade::keep_copy(&self.connection, &self.core.path, self.revision, from)?;
-        let effects = self.transaction(|group| upgrade::rewrite(group, to, rewrite))?;
+        let copy = upgrade::keep_copy(&self.connection, &self.core.path, self.revision, from)?;
+        let effects = self
+            .transaction(|group| upgrade::rewrite(group, to, rewrite))
+            .inspect_err(|_| upgrade::drop_copy(copy))?;
         self.core.schema.store(to, Ordering::Release);
         if effects.revision > self.revision {
             self.core.feed.skip_to(effects.revision);
