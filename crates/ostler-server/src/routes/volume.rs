@@ -1,0 +1,85 @@
+//! `/v1/volumes`.
+
+use axum::extract::Path;
+use axum::response::Response;
+use http::StatusCode;
+use ostler_api::list::{List, ListParams};
+use ostler_api::operation::Accepted;
+use ostler_api::volume::{Volume, VolumePatch};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::ask::{Ask, ScopeWait};
+use crate::extract::{IfMatch, Json, Params};
+use crate::lines::list_or_watch;
+use crate::openapi::Problems;
+use crate::problem::Failure;
+use crate::wait;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(volume_list)).routes(routes!(
+        volume_show,
+        volume_patch,
+        volume_delete
+    ))
+}
+
+/// List or watch volumes
+///
+/// `watch=true` streams lines of `WatchLine` (`application/jsonl`).
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(ListParams), responses(
+    (status = 200, description = "A page, or the watch", body = List<Volume>), Problems))]
+async fn volume_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
+    list_or_watch::<Volume>(&ask.app, &ask.caller, &params).await
+}
+
+/// Show a volume
+#[utoipa::path(get, path = "/v1/volumes/{volume}", tag = "volumes",
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait), responses(
+    (status = 200, body = Volume, headers(("ETag" = String, description = "Its revision"))),
+    (status = 204, description = "Gone, as `wait=gone` asked"), Problems))]
+async fn volume_show(
+    ask: Ask,
+    Path(volume): Path<String>,
+    Params(query): Params<ScopeWait>,
+) -> Result<Response, Failure> {
+    let wait = query.wait::<Volume>()?;
+    let volume = ask.cloud().get::<Volume>(&ask.caller, query.project(), &volume)?;
+    wait::resource(&ask.app, &ask.caller, volume, wait).await
+}
+
+/// Change a volume
+///
+/// What is absent stays. Errors: `already_exists` when the new name is taken, `revision_mismatch`.
+#[utoipa::path(patch, path = "/v1/volumes/{volume}", tag = "volumes",
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait), request_body = VolumePatch, responses(
+    (status = 200, body = Volume, headers(("ETag" = String, description = "Its revision"))), Problems))]
+async fn volume_patch(
+    ask: Ask,
+    Path(volume): Path<String>,
+    Params(query): Params<ScopeWait>,
+    IfMatch(revision): IfMatch,
+    Json(patch): Json<VolumePatch>,
+) -> Result<Response, Failure> {
+    let wait = query.wait::<Volume>()?;
+    let volume = ask.cloud().volume_patch(&ask.caller, query.project(), &volume, revision, patch).await?;
+    wait::resource(&ask.app, &ask.caller, volume, wait).await
+}
+
+/// Delete a volume
+///
+/// Errors: `in_use` while a VM has it, `revision_mismatch`.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes",
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait), responses(
+    (status = 202, description = "Accepted", body = Accepted<Volume>), Problems))]
+async fn volume_delete(
+    ask: Ask,
+    Path(volume): Path<String>,
+    Params(query): Params<ScopeWait>,
+    IfMatch(revision): IfMatch,
+) -> Result<Response, Failure> {
+    let wait = query.wait::<Volume>()?;
+    let going = ask.cloud().volume_delete(&ask.caller, query.project(), &volume, revision).await?;
+    wait::accepted(&ask.app, &ask.caller, StatusCode::ACCEPTED, going, wait).await
+}
