@@ -76,7 +76,7 @@ pub enum StreamKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Report {
-    Vm(VmReport),
+    Vm(Box<VmReport>),
     Volume(VolumeReport),
 }
 

@@ -38,6 +38,8 @@ mod wait;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use cache::Cached;
 pub use caller::Caller;

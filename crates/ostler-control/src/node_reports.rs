@@ -38,7 +38,7 @@ impl Cloud {
         let (mut vms, mut volumes) = (Vec::new(), Vec::new());
         for report in reports.reports {
             match report {
-                Report::Vm(report) => vms.push(report),
+                Report::Vm(report) => vms.push(*report),
                 Report::Volume(report) => volumes.push(report),
             }
         }

@@ -134,7 +134,7 @@ impl TestCloud {
 
     pub(crate) async fn report(&self, vm: &Vm, report: VmReport) {
         let node = vm.status.node.clone().unwrap();
-        let reports = Reports { reports: vec![Report::Vm(report)] };
+        let reports = Reports { reports: vec![Report::Vm(Box::new(report))] };
         let taken = self.cloud.node_reports(&self.admin, node.as_str(), reports).await.unwrap();
         assert_eq!((taken.taken, taken.dropped), (1, 0));
     }

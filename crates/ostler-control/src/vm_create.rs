@@ -140,7 +140,7 @@ pub(crate) fn check_memory(memory: ByteSize) -> Result<(), ApiError> {
             format!("a VM has {MEMORY_MIN} to {MEMORY_MAX} of memory, not {memory}"),
         ));
     }
-    if memory.0 % (1 << 20) != 0 {
+    if !memory.0.is_multiple_of(1 << 20) {
         return Err(ApiError::invalid("memory", format!("memory is whole MiB; {} bytes are not", memory.0)));
     }
     Ok(())
@@ -153,7 +153,7 @@ pub(crate) fn check_disk(disk: ByteSize) -> Result<(), ApiError> {
             format!("a disk has {VOLUME_SIZE_MIN} to {VOLUME_SIZE_MAX}, not {disk}"),
         ));
     }
-    if disk.0 % 512 != 0 {
+    if !disk.0.is_multiple_of(512) {
         return Err(ApiError::invalid(
             "disk",
             format!("a disk is a multiple of 512 bytes; {} is not", disk.0),
