@@ -1,0 +1,361 @@
+//! Volumes: made when they are placed here, deleted when they are marked. One worker per volume, and only while there
+//! is something to do with it.
+//!
+//! What always holds: a volume that was ready once is never made again (a lost disk must not come back blank), and none
+//! is deleted while a machine of this host has it open.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use ostler_api::volume::{Volume, VolumePhase};
+use ostler_api::work::{Report, VolumeReport, VolumeState};
+use ostler_api::{ByteSize, Fault, VolumeId};
+use ostler_storage::{Layer, NewVolume, StorageError, VolumeInfo, VolumeSource};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::fault;
+use crate::host::{Backoff, Host, within};
+use crate::images::image_ref;
+use crate::record::VolumeRecord;
+use crate::vm_handle::Trust;
+
+/// Between attempts to delete a volume.
+const DELETE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    entries: Mutex<HashMap<VolumeId, Arc<Entry>>>,
+    /// Rung when a volume is announced.
+    announced: Notify,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: VolumeId,
+    slot: Mutex<Slot>,
+    /// Held while the volume's file is made or deleted.
+    work: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    wanted: Wanted,
+    /// The file is here and ours.
+    made: bool,
+    /// The last attempt to make it failed.
+    failed: Option<(Instant, Fault)>,
+    record: Option<VolumeRecord>,
+    /// A worker has taken it up; it looks again at what is wanted before it ends.
+    busy: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Wanted {
+    Unknown,
+    Placed {
+        volume: Arc<Volume>,
+        cloud: Uuid,
+    },
+    /// Delete what there is; nobody waits for an answer.
+    Missing,
+}
+
+impl Volumes {
+    fn entry(&self, id: VolumeId, record: Option<VolumeRecord>) -> Arc<Entry> {
+        let new = || Slot { wanted: Wanted::Unknown, made: false, failed: None, record, busy: false };
+        let entry = || Arc::new(Entry { id, slot: Mutex::new(new()), work: tokio::sync::Mutex::new(()) });
+        Arc::clone(self.entries.lock().entry(id).or_insert_with(entry))
+    }
+
+    /// Takes in what was kept, once at the start.
+    pub(crate) fn load(&self, records: HashMap<VolumeId, VolumeRecord>) {
+        for (id, record) in records {
+            self.entry(id, Some(record));
+        }
+    }
+
+    pub(crate) fn known(&self) -> Vec<VolumeId> {
+        self.entries.lock().keys().copied().collect()
+    }
+}
+
+impl Host {
+    /// A volume is placed here, new or changed.
+    pub(crate) fn volume_want(self: &Arc<Self>, volume: Arc<Volume>, cloud: Uuid) {
+        let entry = self.volumes.entry(volume.metadata.id.into(), None);
+        let work = volume.metadata.deleted.is_some()
+            || matches!(volume.status.phase, VolumePhase::Creating | VolumePhase::Deleting);
+        {
+            let mut slot = entry.slot.lock();
+            if let Some(record) = &mut slot.record {
+                record.revision = volume.metadata.revision;
+            }
+            slot.wanted = Wanted::Placed { volume, cloud };
+        }
+        self.volumes.announced.notify_waiters();
+        if work {
+            self.volume_work(&entry);
+        }
+    }
+
+    /// A volume is not placed here. What is known to be this cloud's is deleted, all else is left alone.
+    pub(crate) fn volume_unwant(self: &Arc<Self>, id: VolumeId, cloud: Uuid, revision: u64, trust: Trust) {
+        let entry = self.volumes.entry(id, None);
+        {
+            let mut slot = entry.slot.lock();
+            let ours = slot.record.as_ref().is_some_and(|record| {
+                record.cloud == Some(cloud)
+                    && match trust {
+                        Trust::Explicit => true,
+                        Trust::Listed => revision >= record.revision,
+                        Trust::OlderStore => false,
+                    }
+            });
+            let placed = matches!(&slot.wanted, Wanted::Placed { .. });
+            if !ours && !(placed && trust == Trust::Explicit) {
+                slot.wanted = Wanted::Unknown;
+                return;
+            }
+            slot.wanted = Wanted::Missing;
+        }
+        self.volume_work(&entry);
+    }
+
+    /// The files of a volume, top first. Makes the volume if that is still to be done, and waits for its announcement.
+    pub(crate) async fn volume_ready(&self, id: VolumeId) -> Result<Vec<Layer>, Fault> {
+        let began = Instant::now();
+        let entry = self.volume_announced(id).await?;
+        self.volume_make(&entry, began, false).await?;
+        let what = format!("volume {id} cannot be opened");
+        let layers = within(&what, self.config.times.pool, self.pool.volume_layers(id.0)).await?;
+        layers.map_err(|error| fault::storage_failed(&what, &error))
+    }
+
+    async fn volume_announced(&self, id: VolumeId) -> Result<Arc<Entry>, Fault> {
+        let wait = async {
+            loop {
+                let announced = self.volumes.announced.notified();
+                tokio::pin!(announced);
+                announced.as_mut().enable();
+                let entry = self.volumes.entries.lock().get(&id).cloned();
+                if let Some(entry) = entry
+                    && matches!(entry.slot.lock().wanted, Wanted::Placed { .. })
+                {
+                    return entry;
+                }
+                announced.await;
+            }
+        };
+        within("waiting for the VM's volumes", self.config.times.volumes, wait).await.map_err(|_| {
+            fault::fault("volume_missing", format!("volume {id} is not placed on this node; rebuild the VM"))
+        })
+    }
+
+    fn volume_work(self: &Arc<Self>, entry: &Arc<Entry>) {
+        if std::mem::replace(&mut entry.slot.lock().busy, true) {
+            return;
+        }
+        let (host, entry) = (Arc::clone(self), Arc::clone(entry));
+        self.spawn(async move { Box::pin(host.volume_worker(&entry)).await });
+    }
+
+    async fn volume_worker(&self, entry: &Entry) {
+        loop {
+            let wanted = entry.slot.lock().wanted.clone();
+            match &wanted {
+                Wanted::Placed { volume, .. }
+                    if volume.metadata.deleted.is_none() && volume.status.phase != VolumePhase::Deleting =>
+                {
+                    // A failure was reported there; the control plane decides what follows.
+                    let _ = self.volume_make(entry, Instant::now(), true).await;
+                }
+                Wanted::Placed { .. } => self.volume_delete(entry, true).await,
+                Wanted::Missing => self.volume_delete(entry, false).await,
+                Wanted::Unknown => {}
+            }
+            let mut slot = entry.slot.lock();
+            if self.stopping.is_cancelled() || same(&wanted, &slot.wanted) {
+                slot.busy = false;
+                return;
+            }
+        }
+    }
+
+    /// Makes the volume unless it is there; a failure after `since` is not tried again. Reports how it went, with `again`
+    /// also what was reported before.
+    async fn volume_make(&self, entry: &Entry, since: Instant, again: bool) -> Result<(), Fault> {
+        let _work = entry.work.lock().await;
+        let (volume, cloud, made) = {
+            let slot = entry.slot.lock();
+            let Wanted::Placed { volume, cloud } = &slot.wanted else {
+                return Err(fault::fault(
+                    "volume_missing",
+                    format!("volume {} is not placed here", entry.id),
+                ));
+            };
+            if let Some((at, fault)) = &slot.failed
+                && *at >= since
+            {
+                return Err(fault.clone());
+            }
+            (Arc::clone(volume), *cloud, slot.made)
+        };
+        if made && !again {
+            return Ok(());
+        }
+        let result = self.volume_try(entry, &volume, cloud).await;
+        {
+            let mut slot = entry.slot.lock();
+            slot.made = result.is_ok();
+            slot.failed = result.as_ref().err().map(|fault| (Instant::now(), fault.clone()));
+        }
+        match &result {
+            Ok(info) if volume.status.phase != VolumePhase::Ready => {
+                self.volume_report(entry.id, VolumeState::Ready { used: ByteSize(info.used) });
+            }
+            Ok(_) => {}
+            Err(fault) => {
+                tracing::warn!(volume = %entry.id, code = fault.code, reason = fault.message, "not made");
+                self.volume_report(entry.id, VolumeState::Failed { fault: fault.clone() });
+            }
+        }
+        result.map(drop)
+    }
+
+    async fn volume_try(&self, entry: &Entry, volume: &Volume, cloud: Uuid) -> Result<VolumeInfo, Fault> {
+        let id = entry.id;
+        if volume.metadata.deleted.is_some() {
+            return Err(fault::fault("volume_deleted", format!("volume {id} is being deleted")));
+        }
+        let limit = self.config.times.pool;
+        let failed =
+            |error: StorageError| fault::storage_failed(&format!("volume {id} cannot be made"), &error);
+        let record = VolumeRecord { cloud: Some(cloud), revision: volume.metadata.revision };
+        let ready = volume.status.phase == VolumePhase::Ready;
+        if ready {
+            self.volume_record(entry, record.clone()).await;
+        }
+        let was_made = entry.slot.lock().record.is_some();
+        let info = if ready || (was_made && volume.status.phase != VolumePhase::Creating) {
+            let info =
+                within("looking for a volume", limit, self.pool.volume_info(id.0)).await?.map_err(failed)?;
+            info.ok_or_else(|| {
+                let message = format!(
+                    "the disk of volume {id} is not in this node's pool any more; restore its file, or rebuild the VM"
+                );
+                fault::fault("volume_missing", message)
+            })?
+        } else {
+            let source = match &volume.spec.image {
+                None => VolumeSource::Blank,
+                Some(image) => {
+                    let reference = image_ref(image);
+                    self.image_ensure(&reference, &Arc::new(AtomicU64::new(0))).await?;
+                    VolumeSource::Image { image: reference, virtual_size: image.virtual_size.bytes() }
+                }
+            };
+            let new = NewVolume { id: id.0, size: volume.spec.size.bytes(), source };
+            within("making a volume", limit, self.pool.volume_create(&new)).await?.map_err(failed)?
+        };
+        self.volume_record(entry, record).await;
+        Ok(info)
+    }
+
+    async fn volume_record(&self, entry: &Entry, record: VolumeRecord) {
+        let known = entry.slot.lock().record.replace(record.clone());
+        if known.is_none_or(|known| known.cloud != record.cloud)
+            && let Err(error) = self.config.keep.volume_put(entry.id, &record).await
+        {
+            tracing::warn!(volume = %entry.id, %error, "the volume's record is not kept");
+        }
+    }
+
+    /// Deletes the file once no machine has it open; goes on until that is done or no longer wanted.
+    async fn volume_delete(&self, entry: &Entry, answer: bool) {
+        let mut backoff = Backoff::new(DELETE_RETRY);
+        loop {
+            self.volume_closed(entry.id).await;
+            let _work = entry.work.lock().await;
+            let unwanted = match &entry.slot.lock().wanted {
+                Wanted::Missing => true,
+                Wanted::Unknown => false,
+                Wanted::Placed { volume, .. } => {
+                    volume.metadata.deleted.is_some() || volume.status.phase == VolumePhase::Deleting
+                }
+            };
+            if !unwanted || self.stopping.is_cancelled() {
+                return;
+            }
+            if self.volume_is_open(entry.id) {
+                continue;
+            }
+            let what = format!("volume {} cannot be deleted", entry.id);
+            let delete = within(&what, self.config.times.pool, self.pool.volume_delete(entry.id.0)).await;
+            let fault = match delete {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => fault::storage_failed(&what, &error),
+                Err(late) => late,
+            };
+            tracing::warn!(volume = %entry.id, code = fault.code, reason = fault.message, "not deleted yet");
+            if answer {
+                self.volume_report(entry.id, VolumeState::Failed { fault });
+            }
+            drop(_work);
+            tokio::select! {
+                () = backoff.pause() => {}
+                () = self.stopping.cancelled() => return,
+            }
+        }
+        {
+            let mut slot = entry.slot.lock();
+            slot.made = false;
+            slot.record = None;
+        }
+        if let Err(error) = self.config.keep.volume_drop(entry.id).await {
+            tracing::warn!(volume = %entry.id, %error, "the volume's record stays");
+        }
+        if answer {
+            self.volume_report(entry.id, VolumeState::Gone);
+        } else {
+            let mut entries = self.volumes.entries.lock();
+            if matches!(entry.slot.lock().wanted, Wanted::Missing) {
+                entries.remove(&entry.id);
+            }
+        }
+    }
+
+    async fn volume_closed(&self, id: VolumeId) {
+        loop {
+            let released = self.disks_released.notified();
+            tokio::pin!(released);
+            released.as_mut().enable();
+            if !self.volume_is_open(id) {
+                return;
+            }
+            tokio::select! {
+                () = released => {}
+                () = self.stopping.cancelled() => return,
+            }
+        }
+    }
+
+    fn volume_report(&self, volume: VolumeId, state: VolumeState) {
+        self.outbox.put(Report::Volume(VolumeReport { volume, state }));
+    }
+}
+
+/// Whether nothing was put in meanwhile.
+fn same(before: &Wanted, now: &Wanted) -> bool {
+    match (before, now) {
+        (Wanted::Unknown, Wanted::Unknown) | (Wanted::Missing, Wanted::Missing) => true,
+        (Wanted::Placed { volume: before, .. }, Wanted::Placed { volume: now, .. }) => {
+            Arc::ptr_eq(before, now)
+        }
+        (Wanted::Unknown | Wanted::Missing | Wanted::Placed { .. }, _) => false,
+    }
+}
