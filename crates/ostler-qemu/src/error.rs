@@ -19,6 +19,9 @@ pub enum QmpError {
     Timeout { command: &'static str, after: Duration },
     #[error("QEMU's monitor sent what is not QMP: {0}")]
     Protocol(String),
+    /// Too many commands wait for an answer already.
+    #[error("QEMU has not answered earlier commands, so '{command}' was not sent")]
+    Backlog { command: &'static str },
     #[error("QEMU refused '{command}': {desc}")]
     Refused { command: &'static str, class: String, desc: String },
 }
@@ -57,6 +60,9 @@ impl Error {
 pub enum StartError {
     #[error("machine {id} already runs as process {pid}")]
     AlreadyRunning { id: Uuid, pid: u32 },
+    /// Another start of it has not ended yet.
+    #[error("machine {id} is being started already")]
+    StartUnderWay { id: Uuid },
     #[error("{binary} was not found: install QEMU (Debian and Ubuntu: apt-get install qemu-system-x86)")]
     BinaryMissing { binary: String },
     #[error(

@@ -4,11 +4,23 @@
 //! knows nothing of the API types, the store or the server. [`QemuHypervisor`] runs real QEMU processes, which outlive
 //! the agent; [`SimHypervisor`] keeps thousands of pretended ones in memory. Both pass the suite in `conformance`.
 
+pub mod accel;
+pub mod args;
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
+mod files;
+mod firmware;
 mod host;
 mod machine;
+mod process;
+mod qemu;
+pub mod qmp;
+mod rundir;
+mod sim;
 mod spec;
+mod text;
 
 pub use config::{QemuConfig, QemuUser};
 pub use error::{Error, QmpError, Result, StartError};
@@ -16,6 +28,8 @@ pub use host::{AcceleratorProbe, HostProbe};
 pub use machine::{
     ExitReason, ExitReport, Hypervisor, Machine, MachineEvent, MachineFacts, Progress, RunState, Survey,
 };
+pub use qemu::QemuHypervisor;
+pub use sim::{OnPowerdown, SimCapacity, SimGuest, SimHost, SimHypervisor, SimLifetime, SimOperation};
 pub use spec::{
     Accelerator, DiskBus, DiskFormat, DiskLayer, DiskSpec, Firmware, KernelBoot, MacAddress, MacAddressError,
     MachineSpec, MachineType, NicBackend, NicModel, NicSpec, PortForward, PortProtocol, StartOptions,

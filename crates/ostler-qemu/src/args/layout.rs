@@ -1,0 +1,123 @@
+//! Where devices sit on the guest's PCI bus. The place depends only on the device's kind and its number among its kind,
+//! so it is the same at every start and on every host, as restoring and migrating a machine need.
+//!
+//! | | q35 (`pcie.0`) | i440fx (`pci.0`) |
+//! |---|---|---|
+//! | screen, rng, balloon, AHCI, USB | 01, 04, 05, –, 07 | 02, 03, 04, 05, 06 |
+//! | virtio disks | root ports 02.0–7, then 08, 09 | 08–0f, then 18–1c |
+//! | NICs | root ports 03.0–7, then 0a, 0b | 10–17 |
+
+use super::devices::{Device, PciAddress};
+use crate::spec::MachineType;
+
+pub(super) const MAX_SATA: usize = 6;
+pub(super) const MAX_IDE: usize = 4;
+/// What microvm has virtio-mmio places for.
+pub(super) const MAX_MMIO: usize = 8;
+
+#[derive(Clone, Copy)]
+pub(super) enum Fixed {
+    Screen,
+    Rng,
+    Balloon,
+    Ahci,
+    Usb,
+}
+
+/// How many virtio disks and how many NICs fit.
+pub(super) fn capacity(machine: MachineType) -> (usize, usize) {
+    match machine {
+        MachineType::Q35 => (24, 24),
+        MachineType::I440fx => (13, 8),
+        MachineType::Microvm => (MAX_MMIO, MAX_MMIO),
+    }
+}
+
+pub(super) fn fixed(machine: MachineType, device: Fixed) -> PciAddress {
+    let q35 = machine == MachineType::Q35;
+    let slot = match device {
+        Fixed::Screen if q35 => 1,
+        Fixed::Rng if q35 => 4,
+        Fixed::Balloon if q35 => 5,
+        Fixed::Ahci if q35 => 6,
+        Fixed::Usb if q35 => 7,
+        Fixed::Screen => 2,
+        Fixed::Rng => 3,
+        Fixed::Balloon => 4,
+        Fixed::Ahci => 5,
+        Fixed::Usb => 6,
+    };
+    PciAddress::new(if q35 { "pcie.0" } else { "pci.0" }, slot, 0)
+}
+
+pub(super) fn disk(machine: MachineType, number: usize) -> PciAddress {
+    match machine {
+        MachineType::Q35 => PciAddress::new(format!("disk-port{number}"), 0, 0),
+        MachineType::I440fx | MachineType::Microvm => {
+            PciAddress::new("pci.0", if number < 8 { 0x08 + number } else { 0x18 + number - 8 }, 0)
+        }
+    }
+}
+
+pub(super) fn nic(machine: MachineType, number: usize) -> PciAddress {
+    match machine {
+        MachineType::Q35 => PciAddress::new(format!("nic-port{number}"), 0, 0),
+        MachineType::I440fx | MachineType::Microvm => PciAddress::new("pci.0", 0x10 + number, 0),
+    }
+}
+
+/// q35's places for hot-plugging, made in eights with at least two to spare of each kind.
+pub(super) fn root_ports(disks: usize, nics: usize) -> Vec<Device> {
+    let mut ports = group("disk-port", disks, [0x02, 0x08, 0x09], 0);
+    ports.extend(group("nic-port", nics, [0x03, 0x0a, 0x0b], 100));
+    ports
+}
+
+fn group(name: &str, used: usize, slots: [usize; 3], first_chassis: usize) -> Vec<Device> {
+    let count = (used + 2).next_multiple_of(8).min(slots.len() * 8);
+    (0..count)
+        .map(|number| Device::PcieRootPort {
+            id: format!("{name}{number}"),
+            at: PciAddress::new("pcie.0", slots[number / 8], number % 8),
+            chassis: first_chassis + number + 1,
+            multifunction: number % 8 == 0,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_devices_share_a_place() {
+        for machine in [MachineType::Q35, MachineType::I440fx] {
+            let (disks, nics) = capacity(machine);
+            let mut places = HashSet::new();
+            let mut take =
+                |at: PciAddress| assert!(places.insert(format!("{at:?}")), "{at:?} is taken twice");
+            for device in [Fixed::Screen, Fixed::Rng, Fixed::Balloon, Fixed::Ahci, Fixed::Usb] {
+                take(fixed(machine, device));
+            }
+            (0..disks).for_each(|number| take(disk(machine, number)));
+            (0..nics).for_each(|number| take(nic(machine, number)));
+            if machine == MachineType::Q35 {
+                let mut chassis_seen = HashSet::new();
+                for port in root_ports(disks, nics) {
+                    let Device::PcieRootPort { at, chassis, .. } = port else { panic!("{port:?}") };
+                    take(at);
+                    assert!(chassis_seen.insert(chassis));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn there_are_ports_to_spare() {
+        assert_eq!(root_ports(0, 0).len(), 16);
+        assert_eq!(root_ports(6, 7).len(), 24);
+        assert_eq!(root_ports(24, 24).len(), 48);
+    }
+}

@@ -1,0 +1,19 @@
+//! A machine's launch plan, computed without touching anything: the command line, the descriptors QEMU inherits, and
+//! the devices that are plugged in over QMP while the virtual CPUs still stand.
+//!
+//! Called by `qemu::launch`, and by the golden tests, which compare it with the texts in `tests/golden`. What always
+//! holds: no value that a user chose can become an option of its own, and every file reaches QEMU as a descriptor.
+
+mod devices;
+mod escape;
+mod layout;
+mod plan;
+mod validate;
+
+pub use devices::{
+    BlockNode, CacheFlags, Device, DiskProperties, FileNode, IdePlace, Netdev, NetdevString, NicProperties,
+    NodeProperties, PciAddress,
+};
+pub use escape::escape_commas;
+pub use plan::{FIRST_FD, FdUse, HostFacts, HotPlug, LaunchPlan, plan};
+pub use validate::validate;
