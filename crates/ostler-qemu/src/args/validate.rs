@@ -161,8 +161,11 @@ fn one_disk(machine: MachineType, disk: &DiskSpec) -> Result<(), StartError> {
 }
 
 fn nics(spec: &MachineSpec) -> Result<(), StartError> {
-    let (mut ids, mut forwarded) = (HashSet::new(), HashSet::new());
+    let (mut ids, mut macs, mut forwarded) = (HashSet::new(), HashSet::new(), HashSet::new());
     for nic in &spec.nics {
+        if !macs.insert(nic.mac) {
+            return invalid("nics", format!("two NICs have the MAC address {}", nic.mac));
+        }
         short_id("nics", &nic.id)?;
         if !ids.insert(&nic.id) {
             return invalid("nics", format!("two NICs have the id '{}'", nic.id));

@@ -13,6 +13,32 @@ pub fn boot_disk() -> Vec<u8> {
     disk
 }
 
+/// The smallest kernel: a Linux boot header and code that prints the banner and halts. Starts on every machine type.
+pub fn kernel() -> Vec<u8> {
+    let mut image = vec![0u8; 4096];
+    image[0x1f1] = 1; // one sector of set-up code
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x200..0x202].copy_from_slice(&[0xeb, 0x66]); // jmp over the header
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&[0x02, 0x02]); // boot protocol 2.2
+    image[0x211] = 1; // loaded high
+    image[0x268..0x268 + KERNEL_CODE.len()].copy_from_slice(KERNEL_CODE);
+    let banner = 0x268 + KERNEL_CODE.len();
+    image[banner..banner + BANNER.len()].copy_from_slice(BANNER.as_bytes());
+    image
+}
+
+#[rustfmt::skip]
+const KERNEL_CODE: &[u8] = &[
+    0x0e, 0x1f,                         // push cs; pop ds
+    0xe8, 0x00, 0x00, 0x5e,             // call next; next: pop si
+    0x81, 0xc6, 0x15, 0x00, 0xfc,       // add si, banner - next; cld
+    0xac, 0x84, 0xc0, 0x74, 0x06,       // say: lodsb; test al, al; jz done
+    0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, // mov dx, 0x3f8; out dx, al; jmp say
+    0xfa, 0xf4, 0xeb, 0xfd,             // done: cli; halt: hlt; jmp halt
+    // The banner follows.
+];
+
 #[rustfmt::skip]
 const CODE: &[u8] = &[
     // Segments and stack; a timer handler that only acknowledges, since the BIOS's own eats serial input.
