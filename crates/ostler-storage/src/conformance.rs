@@ -68,7 +68,7 @@ async fn images_come_and_go(pool: &dyn Pool) {
     pool.image_add(&image, stream(&bytes)).await.unwrap();
     pool.image_add(&image, stream(&bytes)).await.expect("adding again is fine");
     assert!(pool.image_present(&image).await.unwrap());
-    assert_eq!(pool.image_list().await.unwrap(), [image.clone()]);
+    assert_eq!(pool.image_list().await.unwrap(), std::slice::from_ref(&image));
     pool.image_remove(&image).await.unwrap();
     pool.image_remove(&image).await.expect("removing again is fine");
     assert!(!pool.image_present(&image).await.unwrap());

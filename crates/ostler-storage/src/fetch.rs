@@ -25,6 +25,8 @@ use crate::{ImportProgress, ImportStage, StorageError, Upload, UploadSource};
 pub struct FetchPolicy {
     /// Allow targets on private, loopback and link-local addresses.
     pub allow_private: bool,
+    /// Single addresses that are allowed although they are private, such as a mirror's.
+    pub allowed: Vec<IpAddr>,
     /// Bytes of the downloaded file.
     pub max_size: u64,
     /// For the resolution of the name, the connection and the TLS handshake, each.
@@ -40,6 +42,7 @@ impl Default for FetchPolicy {
     fn default() -> Self {
         Self {
             allow_private: false,
+            allowed: Vec::new(),
             max_size: 2 << 40,
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(60),
@@ -143,15 +146,17 @@ struct Download<'a> {
 impl Download<'_> {
     async fn run(&mut self) -> Result<(), FetchError> {
         let (mut failures, mut pause) = (0, BACKOFF);
+        // Only what goes beyond all before counts as getting on: a server that makes us begin again and again does not.
+        let mut farthest = self.upload.offset();
         loop {
-            let before = self.upload.offset();
             match self.attempt().await {
                 Ok(()) => {
                     self.upload.sync().await?;
                     return Ok(());
                 }
                 Err(error) if error.is_passing() => {
-                    if self.upload.offset() > before {
+                    if self.upload.offset() > farthest {
+                        farthest = self.upload.offset();
                         (failures, pause) = (0, BACKOFF);
                     }
                     failures += 1;

@@ -5,6 +5,8 @@
 
 mod run;
 mod sandbox;
+#[cfg(test)]
+mod tests;
 
 use std::{
     ffi::OsString,
@@ -110,7 +112,7 @@ pub(crate) enum Target<'a> {
     Fresh(Disk<'a>),
 }
 
-/// Longest error text that goes into a message.
+/// Characters of error text that go into a message.
 const MAX_STDERR: usize = 2000;
 
 #[derive(Debug, Default, Deserialize)]
@@ -225,8 +227,7 @@ fn failure(job: &Job, output: &Output) -> ToolError {
         return ToolError::NoSpace { action: job.action };
     }
     if stderr.len() > MAX_STDERR {
-        let cut = stderr.floor_char_boundary(MAX_STDERR);
-        stderr.truncate(cut);
+        stderr = stderr.chars().take(MAX_STDERR).collect();
     }
     if stderr.is_empty() {
         stderr.push_str("it said nothing");

@@ -104,7 +104,9 @@ impl<'a> Connector<'a> {
             return Err(unresolved("it has no address".to_owned()));
         }
         if !self.policy.allow_private
-            && let Some(address) = addresses.iter().find(|address| !is_public(address.ip()))
+            && let Some(address) = addresses
+                .iter()
+                .find(|address| !is_public(address.ip()) && !self.policy.allowed.contains(&address.ip()))
         {
             return Err(FetchError::Forbidden { host: target.host().to_owned(), address: address.ip() });
         }

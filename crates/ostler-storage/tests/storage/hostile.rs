@@ -108,7 +108,7 @@ fn qcow2_with_damaged_fields() {
 fn qcow2_with_tables_beyond_the_file() {
     for (at, change) in [
         (40, (1u64 << 40).to_be_bytes().to_vec()),
-        (40, (u64::MAX & !0xffff).to_be_bytes().to_vec()),
+        (40, (!0xffff_u64).to_be_bytes().to_vec()),
         (48, (1u64 << 40).to_be_bytes().to_vec()),
         (56, 100u32.to_be_bytes().to_vec()),
         (36, (4u32 << 20).to_be_bytes().to_vec()),
@@ -149,7 +149,18 @@ fn encrypted_images() {
     let path = dir.path().join("image");
     let secret = "secret,id=s,data=password";
     let option = "encrypt.format=aes,encrypt.key-secret=s";
-    qemu_img(&["create", "-q", "--object", secret, "-f", "qcow2", "-o", option, path.to_str().unwrap(), "1M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "--object",
+        secret,
+        "-f",
+        "qcow2",
+        "-o",
+        option,
+        path.to_str().unwrap(),
+        "1M",
+    ]);
     assert_eq!(probe_file(&path).unwrap_err(), Refusal::Encrypted { scheme: "AES" });
     // As `qemu-img create -f luks` begins, which itself fails at times on a busy machine: it measures the processor.
     let mut luks = disk(MIB);

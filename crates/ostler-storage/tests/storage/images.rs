@@ -100,8 +100,11 @@ fn real_images() -> &'static [Vec<u8>] {
     })
 }
 
+/// Which image, what is written where, and where it is cut.
+type Mutation = (usize, Vec<(usize, Vec<u8>)>, Option<usize>);
+
 /// Places where headers and tables are: the beginning, and wherever the image has bytes at all.
-fn mutation() -> impl Strategy<Value = (usize, Vec<(usize, Vec<u8>)>, Option<usize>)> {
+fn mutation() -> impl Strategy<Value = Mutation> {
     let byte_runs = prop_oneof![
         prop::collection::vec(any::<u8>(), 1..9),
         Just(vec![0xff; 8]),

@@ -5,6 +5,7 @@ use std::{
     io::Cursor,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use ostler_storage::{ProbeLimits, ProbedImage, Refusal, probe};
@@ -88,10 +89,37 @@ impl Tmpfs {
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
+
+    /// Waits until this many bytes are free.
+    pub(crate) fn wait_until_free(&self, bytes: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let stat = rustix::fs::statvfs(self.dir.path()).unwrap();
+            if stat.f_bavail * stat.f_frsize >= bytes as u64 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the room does not come back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
     }
+}
+
+/// Bytes that do not compress, the same each time.
+pub(crate) fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
