@@ -88,3 +88,23 @@ impl WaitOnly {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NoFields {}
+
+/// Describes `Idempotency-Key`; `extract::body` reads it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "for the OpenAPI document")]
+pub(crate) struct IdempotencyHeader {
+    /// 1-128 visible ASCII characters: the same request with the same key is done once.
+    #[param(rename = "Idempotency-Key")]
+    key: Option<String>,
+}
+
+/// Describes `If-Match`; `extract::headers` reads it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "for the OpenAPI document")]
+pub(crate) struct IfMatchHeader {
+    /// The `ETag` of the state that is meant; 412 `revision_mismatch` when it has changed since.
+    #[param(rename = "If-Match")]
+    revision: Option<String>,
+}

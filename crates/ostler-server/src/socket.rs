@@ -30,6 +30,8 @@ const PING: Duration = Duration::from_secs(10);
 /// For the last words on a socket.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+const STOPPING: &str = "the server is stopping";
+
 /// A request that wants to become a WebSocket.
 pub(crate) struct Upgrade {
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
@@ -130,13 +132,14 @@ async fn splice(socket: WebSocket, end: StreamEnd, app: &App, caller: &Caller) {
             let message = tokio::select! {
                 chunk = rx.recv() => match chunk {
                     Some(bytes) => Message::Binary(bytes),
+                    None if app.shutdown.closing.is_cancelled() => break close(close_code::AWAY, STOPPING),
                     None => break close(close_code::NORMAL, "the stream has ended"),
                 },
                 _ = ticks.tick() => match still_valid(&app.cloud, caller) {
                     Ok(()) => Message::Ping(Bytes::new()),
                     Err(error) => break close(close_code::POLICY, &error.detail),
                 },
-                () = app.shutdown.closing.cancelled() => break close(close_code::AWAY, "the server is stopping"),
+                () = app.shutdown.closing.cancelled() => break close(close_code::AWAY, STOPPING),
             };
             if sink.send(message).await.is_err() {
                 break None;

@@ -29,6 +29,9 @@ use crate::identity::Peer;
 use crate::idle::Activity;
 use crate::problem::PROBLEM_JSON;
 
+/// For an idle connection to take leave.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// How connections come to their end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
@@ -203,7 +206,12 @@ impl Acceptor {
         };
         let builder = self.builder(protocol);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        let mut idle = pin!(activity.idle(self.limits.keepalive));
+        // HTTP/1 has the head's timeout for idle connections.
+        let limit = match protocol {
+            Protocol::Http1 => Duration::MAX,
+            Protocol::Http2 => self.limits.keepalive,
+        };
+        let mut idle = pin!(activity.idle(limit));
         let mut closing = false;
         loop {
             tokio::select! {
@@ -211,19 +219,20 @@ impl Acceptor {
                     if let Err(error) = result {
                         tracing::debug!(%peer, error = %error, "connection ended early");
                     }
-                    break;
+                    return;
                 }
-                () = self.shutdown.closing.cancelled(), if !closing => {
-                    closing = true;
-                    connection.as_mut().graceful_shutdown();
+                () = self.shutdown.kill.cancelled() => return,
+                () = self.shutdown.closing.cancelled(), if !closing => {}
+                () = &mut idle => {
+                    if closing {
+                        return;
+                    }
                 }
-                // HTTP/1 has the head's timeout for this.
-                () = &mut idle, if !closing && protocol == Protocol::Http2 => {
-                    closing = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = self.shutdown.kill.cancelled() => break,
             }
+            closing = true;
+            connection.as_mut().graceful_shutdown();
+            // Who has no request in progress and does not go, as one that never began to speak, is not waited for.
+            idle.set(activity.idle(LINGER));
         }
     }
 

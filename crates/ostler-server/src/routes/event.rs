@@ -2,7 +2,7 @@
 
 use axum::response::Response;
 use ostler_api::event::Event;
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,7 +21,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// `watch=true` streams lines of `WatchLine` (`application/jsonl`).
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Event>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Event> = "application/json"), (WatchLine<Event> = "application/jsonl"))), Problems))]
 async fn event_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Event>(&ask.app, &ask.caller, &params).await
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use http::{HeaderMap, Method, StatusCode};
 use ostler_api::image::{Image, ImageCreate, ImageFormat, ImagePatch, UploadState};
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Accepted;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::ask::{Ask, Scope, ScopeWait};
+use crate::ask::{Ask, IdempotencyHeader, IfMatchHeader, Scope, ScopeWait};
 use crate::extract::{IfMatch, Json, Params, Submit};
 use crate::file::{Sending, read_error, send_file};
 use crate::lines::list_or_watch;
@@ -39,7 +39,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// `watch=true` streams lines of `WatchLine` (`application/jsonl`).
 #[utoipa::path(get, path = "/v1/images", tag = "images", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Image>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Image> = "application/json"), (WatchLine<Image> = "application/jsonl"))), Problems))]
 async fn image_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Image>(&ask.app, &ask.caller, &params).await
 }
@@ -48,7 +49,7 @@ async fn image_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Resp
 ///
 /// With `url` the server fetches it; else upload its data. The operation ends when the image is `active`. Errors:
 /// `already_exists` when the name is taken.
-#[utoipa::path(post, path = "/v1/images", tag = "images", params(ScopeWait), request_body = ImageCreate, responses(
+#[utoipa::path(post, path = "/v1/images", tag = "images", params(ScopeWait, IdempotencyHeader), request_body = ImageCreate, responses(
     (status = 201, description = "Accepted; it waits for its data, or is fetched", body = Accepted<Image>), Problems))]
 async fn image_create(
     ask: Ask,
@@ -80,7 +81,7 @@ async fn image_show(
 ///
 /// What is absent stays. Errors: `already_exists` when the new name is taken, `revision_mismatch`.
 #[utoipa::path(patch, path = "/v1/images/{image}", tag = "images",
-    params(("image" = String, Path, description = "Name or id"), ScopeWait), request_body = ImagePatch, responses(
+    params(("image" = String, Path, description = "Name or id"), ScopeWait, IfMatchHeader), request_body = ImagePatch, responses(
     (status = 200, body = Image, headers(("ETag" = String, description = "Its revision"))), Problems))]
 async fn image_patch(
     ask: Ask,
@@ -98,7 +99,7 @@ async fn image_patch(
 ///
 /// Errors: `in_use` while something is made from it, `revision_mismatch`.
 #[utoipa::path(delete, path = "/v1/images/{image}", tag = "images",
-    params(("image" = String, Path, description = "Name or id"), ScopeWait), responses(
+    params(("image" = String, Path, description = "Name or id"), ScopeWait, IfMatchHeader), responses(
     (status = 202, description = "Accepted", body = Accepted<Image>), Problems))]
 async fn image_delete(
     ask: Ask,

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http::{HeaderMap, StatusCode};
 use ostler_api::StreamId;
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::node::{Node, NodePatch, NodeRegister};
 use ostler_api::work::{Heartbeat, Reports, ReportsTaken, WorkLine};
 use ostler_api::{ApiError, Kind};
@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::ask::{Ask, NoFields, WaitOnly};
+use crate::ask::{Ask, IfMatchHeader, NoFields, WaitOnly};
 use crate::extract::{Act, IfMatch, Json, Params};
 use crate::file::{Sending, read_error, send_file};
 use crate::identity::still_valid;
@@ -44,7 +44,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// `watch=true` streams lines of `WatchLine` (`application/jsonl`).
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Node>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Node> = "application/json"), (WatchLine<Node> = "application/jsonl"))), Problems))]
 async fn node_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Node>(&ask.app, &ask.caller, &params).await
 }
@@ -84,7 +85,7 @@ async fn node_register(
 ///
 /// What is absent stays. Errors: `revision_mismatch`.
 #[utoipa::path(patch, path = "/v1/nodes/{node}", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")), request_body = NodePatch, responses(
+    params(("node" = String, Path, description = "Name or id"), IfMatchHeader), request_body = NodePatch, responses(
     (status = 200, body = Node, headers(("ETag" = String, description = "Its revision"))), Problems))]
 async fn node_patch(
     ask: Ask,
@@ -100,7 +101,7 @@ async fn node_patch(
 ///
 /// Errors: `conflict` unless it is unreachable, `in_use` while VMs or volumes are on it, `revision_mismatch`.
 #[utoipa::path(delete, path = "/v1/nodes/{node}", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")), responses(
+    params(("node" = String, Path, description = "Name or id"), IfMatchHeader), responses(
     (status = 204, description = "Gone"), Problems))]
 async fn node_delete(
     ask: Ask,

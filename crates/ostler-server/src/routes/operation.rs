@@ -2,7 +2,7 @@
 
 use axum::extract::Path;
 use axum::response::Response;
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Operation;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,7 +26,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// `watch=true` streams lines of `WatchLine` (`application/jsonl`).
 #[utoipa::path(get, path = "/v1/operations", tag = "operations", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Operation>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Operation> = "application/json"), (WatchLine<Operation> = "application/jsonl"))), Problems))]
 async fn operation_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Operation>(&ask.app, &ask.caller, &params).await
 }

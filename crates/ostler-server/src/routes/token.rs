@@ -3,7 +3,7 @@
 use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::token::{Token, TokenCreate, TokenCreated};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -24,7 +24,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// Their secrets are not kept, so nobody can read them. `watch=true` streams lines of `WatchLine` (`application/jsonl`).
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Token>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Token> = "application/json"), (WatchLine<Token> = "application/jsonl"))), Problems))]
 async fn token_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Token>(&ask.app, &ask.caller, &params).await
 }

@@ -6,7 +6,7 @@ use axum::extract::Path;
 use axum::response::Response;
 use http::StatusCode;
 use ostler_api::ByteSize;
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Accepted;
 use ostler_api::vm::{Vm, VmCreate, VmPatch};
 use ostler_api::vm_action::SHUTDOWN_TIMEOUT_DEFAULT;
@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::ask::{Ask, NoFields, ScopeWait};
+use crate::ask::{Ask, IdempotencyHeader, IfMatchHeader, NoFields, ScopeWait};
 use crate::extract::{Act, IfMatch, Json, Params, Submit};
 use crate::lines::list_or_watch;
 use crate::openapi::Problems;
@@ -43,7 +43,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// `watch=true` streams lines of `WatchLine` (`application/jsonl`), with a bookmark every few seconds.
 #[utoipa::path(get, path = "/v1/vms", tag = "vms", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Vm>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Vm> = "application/json"), (WatchLine<Vm> = "application/jsonl"))), Problems))]
 async fn vm_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Vm>(&ask.app, &ask.caller, &params).await
 }
@@ -53,7 +54,7 @@ async fn vm_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Respons
 /// Its root disk is a linked copy of the image; it starts unless `start` is false. Errors: `already_exists` when the
 /// name is taken, `invalid` with the field when a value cannot be or an image is not there, `conflict` when an image
 /// cannot be used.
-#[utoipa::path(post, path = "/v1/vms", tag = "vms", params(ScopeWait), request_body = VmCreate, responses(
+#[utoipa::path(post, path = "/v1/vms", tag = "vms", params(ScopeWait, IdempotencyHeader), request_body = VmCreate, responses(
     (status = 201, description = "Accepted; it is made from here on", body = Accepted<Vm>), Problems))]
 async fn vm_create(
     ask: Ask,
@@ -85,7 +86,7 @@ async fn vm_show(
 /// What is absent stays. Errors: `conflict` when CPUs, memory or ports are to change while it is not stopped,
 /// `already_exists` when the new name is taken, `revision_mismatch`.
 #[utoipa::path(patch, path = "/v1/vms/{vm}", tag = "vms",
-    params(("vm" = String, Path, description = "Name or id"), ScopeWait), request_body = VmPatch, responses(
+    params(("vm" = String, Path, description = "Name or id"), ScopeWait, IfMatchHeader), request_body = VmPatch, responses(
     (status = 200, body = Vm, headers(("ETag" = String, description = "Its revision"))), Problems))]
 async fn vm_patch(
     ask: Ask,
@@ -119,7 +120,7 @@ struct VmDelete {
 ///
 /// With the volumes it owns. Always possible, in every phase. Errors: `revision_mismatch`.
 #[utoipa::path(delete, path = "/v1/vms/{vm}", tag = "vms",
-    params(("vm" = String, Path, description = "Name or id"), VmDelete), responses(
+    params(("vm" = String, Path, description = "Name or id"), VmDelete, IfMatchHeader), responses(
     (status = 202, description = "Accepted", body = Accepted<Vm>), Problems))]
 async fn vm_delete(
     ask: Ask,
@@ -154,7 +155,7 @@ macro_rules! plain_action {
         #[doc = ""]
         #[doc = $about]
         #[utoipa::path(post, path = $path, tag = "vms",
-            params(("vm" = String, Path, description = "Name or id"), ScopeWait), request_body = NoFields, responses(
+            params(("vm" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = NoFields, responses(
             (status = 202, description = "Accepted, or nothing to do (no operation)", body = Accepted<Vm>), Problems))]
         async fn $name(
             ask: Ask,
@@ -234,7 +235,7 @@ const fn yes() -> bool {
 ///
 /// Presses the ACPI power button. Errors: `conflict` when it does not run.
 #[utoipa::path(post, path = "/v1/vms/{vm}/actions/shutdown", tag = "vms",
-    params(("vm" = String, Path, description = "Name or id"), ScopeWait), request_body = VmShutdown, responses(
+    params(("vm" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = VmShutdown, responses(
     (status = 202, description = "Accepted, or nothing to do (no operation)", body = Accepted<Vm>), Problems))]
 async fn vm_shutdown(
     ask: Ask,
@@ -259,7 +260,7 @@ struct VmReboot {
 ///
 /// A shutdown with force, then a start. Errors: `conflict` when it does not run.
 #[utoipa::path(post, path = "/v1/vms/{vm}/actions/reboot", tag = "vms",
-    params(("vm" = String, Path, description = "Name or id"), ScopeWait), request_body = VmReboot, responses(
+    params(("vm" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = VmReboot, responses(
     (status = 202, description = "Accepted", body = Accepted<Vm>), Problems))]
 async fn vm_reboot(
     ask: Ask,
@@ -286,7 +287,7 @@ struct VmRebuild {
 /// From another image; its identity stays. The old disk goes once the new one is there. Errors: `invalid` when the image
 /// is not there or the disk is smaller than it, `conflict`.
 #[utoipa::path(post, path = "/v1/vms/{vm}/actions/rebuild", tag = "vms",
-    params(("vm" = String, Path, description = "Name or id"), ScopeWait), request_body = VmRebuild, responses(
+    params(("vm" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = VmRebuild, responses(
     (status = 202, description = "Accepted", body = Accepted<Vm>), Problems))]
 async fn vm_rebuild(
     ask: Ask,

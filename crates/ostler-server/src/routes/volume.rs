@@ -3,14 +3,14 @@
 use axum::extract::Path;
 use axum::response::Response;
 use http::StatusCode;
-use ostler_api::list::{List, ListParams};
+use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Accepted;
 use ostler_api::volume::{Volume, VolumePatch};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::ask::{Ask, ScopeWait};
+use crate::ask::{Ask, IfMatchHeader, ScopeWait};
 use crate::extract::{IfMatch, Json, Params};
 use crate::lines::list_or_watch;
 use crate::openapi::Problems;
@@ -29,7 +29,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
 ///
 /// `watch=true` streams lines of `WatchLine` (`application/jsonl`).
 #[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(ListParams), responses(
-    (status = 200, description = "A page, or the watch", body = List<Volume>), Problems))]
+    (status = 200, description = "A page, or the watch",
+        content((List<Volume> = "application/json"), (WatchLine<Volume> = "application/jsonl"))), Problems))]
 async fn volume_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Volume>(&ask.app, &ask.caller, &params).await
 }
@@ -53,7 +54,7 @@ async fn volume_show(
 ///
 /// What is absent stays. Errors: `already_exists` when the new name is taken, `revision_mismatch`.
 #[utoipa::path(patch, path = "/v1/volumes/{volume}", tag = "volumes",
-    params(("volume" = String, Path, description = "Name or id"), ScopeWait), request_body = VolumePatch, responses(
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait, IfMatchHeader), request_body = VolumePatch, responses(
     (status = 200, body = Volume, headers(("ETag" = String, description = "Its revision"))), Problems))]
 async fn volume_patch(
     ask: Ask,
@@ -71,7 +72,7 @@ async fn volume_patch(
 ///
 /// Errors: `in_use` while a VM has it, `revision_mismatch`.
 #[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes",
-    params(("volume" = String, Path, description = "Name or id"), ScopeWait), responses(
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait, IfMatchHeader), responses(
     (status = 202, description = "Accepted", body = Accepted<Volume>), Problems))]
 async fn volume_delete(
     ask: Ask,
