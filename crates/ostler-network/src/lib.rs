@@ -1,1 +1,0 @@
-//! ostler-network
