@@ -416,6 +416,32 @@ impl Cloud {
         Ok(Accepted { operation, resource })
     }
 
+    /// Gives up an image whose data never came. Somebody who is just sending it keeps it.
+    pub(crate) async fn image_abandon(&self, image: &Image) -> Result<(), ApiError> {
+        let id = image.metadata.id;
+        match self.images.upload(&id.to_string()).await {
+            Ok(_) => {}
+            Err(StorageError::Busy { .. }) => return Ok(()),
+            Err(error) => return Err(storage_error(&error)),
+        }
+        self.commit(|tables, change| {
+            let waits =
+                |image: &Image| matches!(image.status.phase, ImagePhase::Queued | ImagePhase::Uploading);
+            let Some(old) = tables.images.get(id).filter(|old| waits(old)) else { return Ok(()) };
+            let fault =
+                Fault::new("abandoned", "its data did not come within a day; delete it and import it again");
+            for operation in tables.open_on(id) {
+                advance(tables, change, operation, Step::Failed(fault.clone()))?;
+            }
+            let mut new = Image::clone(old);
+            new.status.phase = ImagePhase::Error;
+            new.status.reason = Some(fault);
+            change.update(old.as_ref(), &new)
+        })
+        .await?;
+        self.images.discard(&id.to_string()).await.map_err(|error| storage_error(&error))
+    }
+
     /// Finishes the deletion of an image: its import stops, its record goes, its file is swept.
     pub(crate) async fn image_clear(&self, image: &Image) -> Result<(), ApiError> {
         let id = image.metadata.id;

@@ -15,13 +15,17 @@ use ostler_api::{ApiError, ErrorCode, Kind, Metadata, Name, Time};
 use ostler_store::{LeaseId, StoreError, Txn, TxnOutcome};
 use parking_lot::Mutex;
 
+use crate::cache::Tables;
 use crate::caller::Caller;
 use crate::cloud::Cloud;
-use crate::commit::store_error;
+use crate::commit::{Change, store_error};
 use crate::event::target;
 use crate::keys;
 use crate::permission::{Owner, Verb};
 use crate::vm_act::check_match;
+
+/// Volumes of a dead node forgotten in one transaction.
+const VOLUMES_AT_ONCE: usize = 32;
 
 /// The leases of the nodes that speak with this server. Only a short cut: the truth is in the store.
 #[derive(Debug, Default)]
@@ -191,38 +195,58 @@ impl Cloud {
         self.get::<Node>(caller, None, node)
     }
 
-    /// Forgets a node that reports no longer and has nothing placed on it.
+    /// Forgets a node that reports no longer and has nothing placed on it but what is being deleted: that goes with it.
     pub async fn node_delete(
         &self,
         caller: &Caller,
         node: &str,
         if_match: Option<u64>,
     ) -> Result<(), ApiError> {
-        self.commit(|tables, change| {
-            let old = self.find::<Node>(tables, caller, Verb::Delete, None, node)?;
-            check_match(old.metadata.revision, if_match)?;
-            if old.status.phase != NodePhase::Unreachable {
-                return Err(ApiError::conflict(format!("node {node} is {}", old.status.phase))
-                    .hint("stop its agent first; a node is deleted once it is unreachable"));
-            }
-            if let Some(on_node) = tables.on_node.get(&old.metadata.name)
-                && (!on_node.vms.is_empty() || !on_node.volumes.is_empty())
-            {
+        while !self
+            .commit(|tables, change| self.plan_node_delete(tables, change, caller, node, if_match))
+            .await?
+        {}
+        Ok(())
+    }
+
+    /// One step: some of the volumes that wait for their deletion, or at last the node. True when it is done.
+    fn plan_node_delete(
+        &self,
+        tables: &Tables,
+        change: &mut Change,
+        caller: &Caller,
+        node: &str,
+        if_match: Option<u64>,
+    ) -> Result<bool, ApiError> {
+        let old = self.find::<Node>(tables, caller, Verb::Delete, None, node)?;
+        check_match(old.metadata.revision, if_match)?;
+        if old.status.phase != NodePhase::Unreachable {
+            return Err(ApiError::conflict(format!("node {node} is {}", old.status.phase))
+                .hint("stop its agent first; a node is deleted once it is unreachable"));
+        }
+        if let Some(on_node) = tables.on_node.get(&old.metadata.name) {
+            let volumes = || on_node.volumes.iter().filter_map(|id| tables.volumes.get(*id));
+            let kept = volumes().filter(|volume| volume.metadata.deleted.is_none()).count();
+            if !on_node.vms.is_empty() || kept > 0 {
                 return Err(ApiError::new(
                     ErrorCode::InUse,
-                    format!(
-                        "{} VMs and {} volumes are placed on node {node}",
-                        on_node.vms.len(),
-                        on_node.volumes.len()
-                    ),
+                    format!("{} VMs and {kept} volumes are placed on node {node}", on_node.vms.len()),
                 )
                 .hint(format!("see which: ostler vm list --node {node}; delete them with --force")));
             }
-            change.delete(old.as_ref());
-            let message = format!("node {node} was deleted");
-            change.event(None, Severity::Info, "node.deleted", target(old.as_ref()), message)
-        })
-        .await
+            let doomed: Vec<_> = volumes().take(VOLUMES_AT_ONCE).collect();
+            if !doomed.is_empty() {
+                change.guard(old.as_ref());
+                for volume in doomed {
+                    change.delete(volume.as_ref());
+                }
+                return Ok(false);
+            }
+        }
+        change.delete(old.as_ref());
+        let message = format!("node {node} was deleted");
+        change.event(None, Severity::Info, "node.deleted", target(old.as_ref()), message)?;
+        Ok(true)
     }
 }
 

@@ -119,3 +119,24 @@ async fn only_http_is_fetched() {
         assert_eq!((error.code, error.field.as_deref()), (ErrorCode::Invalid, Some("url")));
     }
 }
+
+#[tokio::test]
+async fn an_upload_that_never_came_is_given_up() {
+    let test = TestCloud::new().await;
+    let made = test.cloud.image_create(&test.admin, None, request("late"), None).await.unwrap();
+    upload(&test, "late", 0, false, b"some").await.unwrap();
+    let id = made.resource.metadata.id;
+    // A day goes by.
+    test.cloud
+        .commit(|tables, change| {
+            let old = tables.images.get(id).unwrap();
+            let mut new = Image::clone(old);
+            new.metadata.created = ostler_api::Time(jiff::Timestamp::UNIX_EPOCH);
+            change.update(old.as_ref(), &new)
+        })
+        .await
+        .unwrap();
+    let _act = controllers(&test);
+    until(&test, "given up", || image(&test, "late").status.phase == ImagePhase::Error).await;
+    assert_eq!(image(&test, "late").status.reason.clone().unwrap().code, "abandoned");
+}

@@ -58,6 +58,10 @@ async fn a_vm_on_a_lost_node_is_deleted_by_force_and_the_node_once_it_is_empty()
     assert_eq!(used.code, ErrorCode::InUse);
     test.cloud.vm_delete(&test.admin, None, "a", None, true).await.unwrap();
     assert!(test.cloud.get::<ostler_api::vm::Vm>(&test.admin, None, "a").is_err());
+    let volume = || test.cloud.get::<ostler_api::volume::Volume>(&test.admin, None, "a-root");
+    assert_eq!(volume().unwrap().status.phase.as_str(), "deleting", "its file may still be there");
+    test.cloud.node_delete(&test.admin, "n1", None).await.unwrap();
+    assert!(volume().is_err(), "nobody will ever say that it is gone");
 }
 
 #[tokio::test]
