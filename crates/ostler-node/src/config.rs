@@ -107,10 +107,9 @@ impl AgentConfig {
         }
     }
 
-    /// A simulated host: nothing touches the disk, nothing is looked at without need. A clone of the same
-    /// configuration is the same host after a restart of its agent.
-    pub fn simulated(node_name: Name) -> Self {
-        let data_dir = PathBuf::from("/simulated").join(node_name.as_str());
+    /// A simulated host: nothing is looked at without need, and only suspended memory is kept in `data_dir`. A clone
+    /// of the same configuration is the same host after a restart of its agent.
+    pub fn simulated(node_name: Name, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             keep: Keep::memory(),
             look_every: None,

@@ -34,6 +34,12 @@ pub struct Wire {
     pub rx: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
 }
 
+impl Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wire")
+    }
+}
+
 pub type WorkStream = BoxStream<'static, Result<WorkLine, PlaneError>>;
 
 #[async_trait]

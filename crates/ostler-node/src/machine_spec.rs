@@ -36,6 +36,8 @@ pub(crate) enum SpecError {
 pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, SpecError> {
     let microvm = vm.spec.machine == MachineType::Microvm;
     let accelerator = accelerator(parts.accelerator);
+    // A kernel is what boots; QEMU gives its loader the first place and refuses a second one in it.
+    let in_boot_order = vm.spec.kernel.is_none();
     let mut disks = Vec::with_capacity(parts.disks.len() + 1);
     for (index, (volume, layers)) in (0u32..).zip(&parts.disks) {
         let bus = vm.spec.disks.iter().find(|disk| disk.volume == *volume).map_or(DiskBus::Virtio, |d| d.bus);
@@ -46,7 +48,7 @@ pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, 
             read_only: false,
             cdrom: false,
             serial: Some(serial(*volume)),
-            boot_index: Some(index),
+            boot_index: in_boot_order.then_some(index),
         });
     }
     if let Some(image) = &parts.cdrom {
@@ -62,7 +64,7 @@ pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, 
             cdrom: !microvm,
             serial: None,
             // Behind the disks: a blank one falls through to the CD, an installed one does not install again.
-            boot_index: u32::try_from(parts.disks.len()).ok(),
+            boot_index: u32::try_from(parts.disks.len()).ok().filter(|_| in_boot_order),
         });
     }
     let nics = vm.spec.nics.iter().enumerate();
@@ -177,3 +179,7 @@ pub(crate) fn image_format(format: ostler_api::image::ImageFormat) -> ImageForma
         Api::Vhdx => ImageFormat::Vhdx,
     }
 }
+
+#[cfg(test)]
+#[path = "machine_spec_tests.rs"]
+mod tests;

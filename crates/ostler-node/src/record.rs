@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ostler_api::vm::{EndCause, MachineFacts};
 use ostler_api::work::TaskOutcome;
-use ostler_api::{OperationId, VmId, VolumeId};
+use ostler_api::{Fault, OperationId, VmId, VolumeId};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ pub(crate) struct Record {
     /// Set while its machine should exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<Run>,
+    /// How its last run ended, until the next one begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ended: Option<Ended>,
     /// The machine type, CPU model and accelerator of the last start: a guest keeps its hardware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) hardware: Option<Hardware>,
@@ -44,6 +47,13 @@ pub(crate) struct Record {
     /// A reboot under way: the operation, and the run that it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reboot: Option<(OperationId, Option<Uuid>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) cause: EndCause,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fault: Option<Fault>,
 }
 
 /// One start to the next end.
@@ -331,12 +341,8 @@ fn replace(path: &Path, text: &[u8], durable: Durable) -> io::Result<()> {
         write()?;
     }
     std::fs::rename(&temporary, path)?;
-    if durable == Durable::Host { sync_dir(dir) } else { Ok(()) }
-}
-
-/// Makes renames and removals in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    std::fs::File::open(dir)?.sync_all()
+    // The new name has to be durable too.
+    if durable == Durable::Host { std::fs::File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 fn drop_dir(dir: &Path) -> io::Result<()> {

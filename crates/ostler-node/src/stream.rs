@@ -149,7 +149,10 @@ async fn display(machine: &Arc<dyn Machine>, wire: &mut Wire) -> io::Result<()> 
 async fn log(host: &Host, handle: &VmHandle, wire: &mut Wire, bytes: u64, follow: bool) -> io::Result<()> {
     let (mut added, shown) = Follow::from_end(&log_path(host, handle), bytes).await;
     send(wire, shown.into()).await?;
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         let more = added.more(&log_path(host, handle)).await?;
         if !more.is_empty() {
             send(wire, more.into()).await?;
@@ -164,5 +167,4 @@ async fn log(host: &Host, handle: &VmHandle, wire: &mut Wire, bytes: u64, follow
             },
         }
     }
-    Ok(())
 }

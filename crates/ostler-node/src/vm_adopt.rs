@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::fault;
 use crate::host::within;
 use crate::machine_spec::accelerator_back;
-use crate::record::{Durable, Hardware, Run};
+use crate::record::{Durable, Ended, Hardware, Run};
 use crate::vm_task::{Live, Sight, VmTask};
 
 impl VmTask {
@@ -61,6 +61,18 @@ impl VmTask {
             }
             // It ran on since, so that its disks no longer fit to the saved memory.
             self.drop_saved().await;
+        } else if matches!(state, Ok(Ok(RunState::Saved))) {
+            // A suspend that was cut off before it counted.
+            let machine = self.live.as_ref().map(|live| Arc::clone(&live.machine));
+            if let Some(machine) = machine
+                && let Err(fault) = self.command("letting the guest run", machine.resume()).await
+            {
+                tracing::warn!(
+                    reason = fault.message,
+                    "the guest stands still after a suspend that was cut off"
+                );
+            }
+            self.remove_state_files().await;
         }
         self.persist_or_warn(Durable::Agent).await;
         self.sight = Sight::of(MachineState::Starting);
@@ -74,35 +86,37 @@ impl VmTask {
         if let Err(fault) = self.retire().await {
             tracing::warn!(reason = fault.message, "what is left of the machine stays");
         }
-        if run.is_some() {
+        if let Some(run) = run {
+            self.record.ended = self.why_gone(&run, last_words);
+            tracing::info!(ended = ?self.record.ended, "the machine is gone");
             self.persist_or_warn(Durable::Agent).await;
         }
-        self.sight = match run {
-            _ if self.record.saved => self.rest(),
-            None => self.rest(),
-            Some(Run { ending: Some(cause), .. }) => Sight::absent(Some(cause), None),
+        self.sight = self.rest();
+    }
+
+    fn why_gone(&self, run: &Run, last_words: &str) -> Option<Ended> {
+        let (cause, fault) = match run {
+            Run { ending: Some(cause), .. } => (*cause, None),
             // Its start was not finished.
-            Some(Run { facts: None, .. }) => self.rest(),
-            Some(run) if run.host_boot != self.host.host_boot => Sight::absent(
-                Some(EndCause::HostRestarted),
-                Some(fault::fault(
-                    "host_restarted",
-                    "the node was restarted while the VM ran; start it again: ostler vm start",
-                )),
-            ),
-            Some(_) => Sight::absent(
-                Some(EndCause::Died),
-                Some(fault::died_with("ended while the agent was away", last_words)),
-            ),
+            Run { facts: None, .. } => return None,
+            run if run.host_boot != self.host.host_boot => {
+                let message = "the node was restarted while the VM ran; start it again: ostler vm start";
+                (EndCause::HostRestarted, Some(fault::fault("host_restarted", message)))
+            }
+            Run { .. } => {
+                (EndCause::Died, Some(fault::died_with("ended while the agent was away", last_words)))
+            }
         };
-        if self.sight.end.is_some() {
-            tracing::info!(end = ?self.sight.end, "the machine is gone");
-        }
+        Some(Ended { cause, fault })
     }
 
     /// What a VM without a process is: its memory in a file, or nothing.
     pub(crate) fn rest(&self) -> Sight {
-        if self.record.saved { Sight::of(MachineState::Saved) } else { Sight::absent(None, None) }
+        match &self.record.ended {
+            _ if self.record.saved => Sight::of(MachineState::Saved),
+            None => Sight::absent(None, None),
+            Some(Ended { cause, fault }) => Sight::absent(Some(*cause), fault.clone()),
+        }
     }
 
     /// A machine is there: makes it this task's, with the facts of its run.

@@ -32,6 +32,7 @@ impl VmTask {
         // From here on no volume is deleted under the start.
         self.handle.open.lock().clone_from(&run.volumes);
         self.record.run = Some(run);
+        self.record.ended = None;
         let outcome = match self.prepare(vm, task).await {
             Ok(spec) => self.launch(spec, task).await,
             Err(outcome) => outcome,

@@ -1,5 +1,6 @@
 //! Ends of a machine: shutdown, stop, delete, and the one way in which a process is ended and cleaned up.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use ostler_api::vm_action::VmTask as Task;
 use ostler_qemu::{Machine, MachineEvent, RunState};
 use tokio::time::Instant;
 
+use crate::console_log::older;
 use crate::fault;
 use crate::host::within;
-use crate::record::{Durable, Record, blocking, sync_dir};
+use crate::record::{Durable, Ended, Record, blocking};
 use crate::vm_task::{Outcome, Sight, VmTask};
 
 impl VmTask {
@@ -40,7 +42,7 @@ impl VmTask {
             self.press(&machine).await;
             let again = until.min(now + self.host.config.times.press);
             match self.wait_for_off(task, again).await {
-                Off::CalledOff => return Outcome::Superseded,
+                Off::Never => return Outcome::Superseded,
                 Off::Yes => {}
                 Off::NotYet => {
                     self.look().await;
@@ -106,7 +108,7 @@ impl VmTask {
         };
         tokio::select! {
             biased;
-            () = called_off => Off::CalledOff,
+            () = called_off => Off::Never,
             off = off => off,
             () = tokio::time::sleep_until(until) => Off::NotYet,
         }
@@ -126,6 +128,7 @@ impl VmTask {
     /// Leaves nothing of the VM on this host but its volumes, which have lives of their own.
     pub(crate) async fn remove(&mut self) -> Result<(), Fault> {
         self.end(EndCause::Asked).await?;
+        self.remove_state_files().await;
         let drop = self.host.config.keep.vm_drop(self.id());
         let dropped = within("removing the VM's files", self.host.config.times.pool, drop).await?;
         dropped.map_err(|error| {
@@ -162,6 +165,7 @@ impl VmTask {
                 .map_err(|error| fault::machine_failed("QEMU cannot be ended", &error))?;
         }
         self.retire().await?;
+        self.record.ended = Some(Ended { cause, fault: None });
         self.persist_or_warn(Durable::Agent).await;
         Ok(())
     }
@@ -173,7 +177,7 @@ impl VmTask {
         let log = self.record.run.as_ref().and_then(|run| run.console_log.clone());
         if let Some(log) = log.filter(|_| self.host.config.keep.on_disk()) {
             let kept = self.host.console_file(self.id());
-            let keep = blocking(move || move_file(&log, &kept));
+            let keep = blocking(move || move_logs(&log, &kept));
             if let Ok(Err(error)) = within("keeping the console log", limit, keep).await {
                 tracing::debug!(%error, "the last console output is lost");
             }
@@ -201,7 +205,7 @@ impl VmTask {
 
     pub(crate) async fn remove_state_files(&self) {
         let state = self.host.state_file(self.id());
-        let files = [state.with_extension("tmp"), state];
+        let files = [state.with_extension("partial"), state];
         let remove = blocking(move || {
             for file in files {
                 match std::fs::remove_file(file) {
@@ -230,10 +234,11 @@ impl VmTask {
 enum Off {
     Yes,
     NotYet,
-    CalledOff,
+    /// Nobody waits for it any more.
+    Never,
 }
 
-fn move_file(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+fn move_file(from: &Path, to: &Path) -> std::io::Result<()> {
     if let Some(dir) = to.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -243,8 +248,11 @@ fn move_file(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()
     Ok(())
 }
 
-/// Makes a written file the one that counts.
-pub(crate) fn install(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
-    std::fs::rename(from, to)?;
-    to.parent().map_or(Ok(()), sync_dir)
+/// The log, and the one before it if it began anew.
+fn move_logs(from: &Path, to: &Path) -> std::io::Result<()> {
+    match move_file(&older(from), &older(to)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    move_file(from, to)
 }

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use crate::fault;
 use crate::host::within;
 use crate::record::{Durable, blocking};
-use crate::vm_stop::install;
 use crate::vm_task::{Outcome, Sight, VmTask};
 
 /// Between two words on how far a save is.
@@ -30,29 +29,20 @@ impl VmTask {
             Err(fault) => return fault.into(),
         };
         let state = self.host.state_file(self.id());
-        let temporary = state.with_extension("tmp");
-        // The directory exists once there is a record.
-        if let Err(fault) = self.persist(Durable::Agent).await {
-            return fault.into();
+        let dir = self.host.vm_dir(self.id());
+        if let Err(error) = blocking(move || std::fs::create_dir_all(dir)).await {
+            return fault::fault("save_failed", format!("no directory for the machine's memory: {error}"))
+                .into();
         }
-        match self.save(task, &machine, &temporary).await {
+        match self.save(task, &machine, &state).await {
             Outcome::Done => {}
             other => {
                 self.look().await;
                 return other;
             }
         }
-        let recorded = async {
-            if self.host.config.keep.on_disk() {
-                let installed = blocking(move || install(&temporary, &state));
-                within("keeping the saved memory", self.host.config.times.pool, installed).await?.map_err(
-                    |error| fault::fault("save_failed", format!("the saved memory is not kept: {error}")),
-                )?;
-            }
-            self.record.saved = true;
-            self.persist(Durable::Host).await
-        };
-        if let Err(fault) = recorded.await {
+        self.record.saved = true;
+        if let Err(fault) = self.persist(Durable::Host).await {
             self.record.saved = false;
             self.remove_state_files().await;
             if let Err(fault) = self.command("letting the guest run", machine.resume()).await {

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::fault;
 use crate::host::{Host, jitter, within};
-use crate::record::{Answered, Durable, Record};
+use crate::record::{Answered, Durable, Ended, Record};
 use crate::vm_handle::{Trust, VmHandle, Wanted};
 
 /// Console logs are begun anew beyond this.
@@ -197,9 +197,9 @@ impl VmTask {
         self.handle.estrange(false);
         if self.vm.is_none() && self.sight.state == MachineState::Absent {
             // It ended while the agent was away. Was that known before, it is no news.
-            let known = vm.status.observed.as_ref().is_some_and(|seen| seen.state == MachineState::Absent);
-            if known && vm.status.task.is_none() {
-                self.sight = Sight::absent(None, None);
+            let known = vm.status.observed.as_ref().filter(|seen| seen.state == MachineState::Absent);
+            if let Some(known) = known.filter(|_| vm.status.task.is_none()) {
+                self.sight = Sight::absent(known.end, known.fault.clone());
             }
         }
         if let Some(observed) = &vm.status.observed {
@@ -531,7 +531,9 @@ impl VmTask {
         if let Err(fault) = self.retire().await {
             tracing::warn!(reason = fault.message, "what is left of the machine stays");
         }
-        self.sight = Sight::absent(Some(EndCause::Died), Some(fault));
+        self.record.ended = Some(Ended { cause: EndCause::Died, fault: Some(fault) });
+        self.persist_or_warn(Durable::Agent).await;
+        self.sight = self.rest();
     }
 
     /// It is not wanted here. True once nothing of it is left.

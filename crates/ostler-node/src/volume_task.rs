@@ -15,7 +15,6 @@ use ostler_api::{ByteSize, Fault, VolumeId};
 use ostler_storage::{Layer, NewVolume, StorageError, VolumeInfo, VolumeSource};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::fault;
@@ -47,8 +46,9 @@ struct Slot {
     wanted: Wanted,
     /// The file is here and ours.
     made: bool,
-    /// The last attempt to make it failed.
-    failed: Option<(Instant, Fault)>,
+    /// Attempts to make it that have ended, and why the last one failed.
+    attempts: u64,
+    failed: Option<Fault>,
     record: Option<VolumeRecord>,
     /// A worker has taken it up; it looks again at what is wanted before it ends.
     busy: bool,
@@ -67,7 +67,8 @@ enum Wanted {
 
 impl Volumes {
     fn entry(&self, id: VolumeId, record: Option<VolumeRecord>) -> Arc<Entry> {
-        let new = || Slot { wanted: Wanted::Unknown, made: false, failed: None, record, busy: false };
+        let new =
+            || Slot { wanted: Wanted::Unknown, made: false, attempts: 0, failed: None, record, busy: false };
         let entry = || Arc::new(Entry { id, slot: Mutex::new(new()), work: tokio::sync::Mutex::new(()) });
         Arc::clone(self.entries.lock().entry(id).or_insert_with(entry))
     }
@@ -117,20 +118,21 @@ impl Host {
                     }
             });
             let placed = matches!(&slot.wanted, Wanted::Placed { .. });
-            if !ours && !(placed && trust == Trust::Explicit) {
+            if ours || (placed && trust == Trust::Explicit) {
+                slot.wanted = Wanted::Missing;
+            } else {
                 slot.wanted = Wanted::Unknown;
                 return;
             }
-            slot.wanted = Wanted::Missing;
         }
         self.volume_work(&entry);
     }
 
     /// The files of a volume, top first. Makes the volume if that is still to be done, and waits for its announcement.
     pub(crate) async fn volume_ready(&self, id: VolumeId) -> Result<Vec<Layer>, Fault> {
-        let began = Instant::now();
         let entry = self.volume_announced(id).await?;
-        self.volume_make(&entry, began, false).await?;
+        let since = entry.slot.lock().attempts;
+        self.volume_make(&entry, since, false).await?;
         let what = format!("volume {id} cannot be opened");
         let layers = within(&what, self.config.times.pool, self.pool.volume_layers(id.0)).await?;
         layers.map_err(|error| fault::storage_failed(&what, &error))
@@ -172,7 +174,8 @@ impl Host {
                     if volume.metadata.deleted.is_none() && volume.status.phase != VolumePhase::Deleting =>
                 {
                     // A failure was reported there; the control plane decides what follows.
-                    let _ = self.volume_make(entry, Instant::now(), true).await;
+                    let since = entry.slot.lock().attempts;
+                    let _ = self.volume_make(entry, since, true).await;
                 }
                 Wanted::Placed { .. } => self.volume_delete(entry, true).await,
                 Wanted::Missing => self.volume_delete(entry, false).await,
@@ -186,9 +189,9 @@ impl Host {
         }
     }
 
-    /// Makes the volume unless it is there; a failure after `since` is not tried again. Reports how it went, with `again`
+    /// Makes the volume unless it is there; a failure after `since` attempts is not tried again. Reports how it went, with `again`
     /// also what was reported before.
-    async fn volume_make(&self, entry: &Entry, since: Instant, again: bool) -> Result<(), Fault> {
+    async fn volume_make(&self, entry: &Entry, since: u64, again: bool) -> Result<(), Fault> {
         let _work = entry.work.lock().await;
         let (volume, cloud, made) = {
             let slot = entry.slot.lock();
@@ -198,8 +201,8 @@ impl Host {
                     format!("volume {} is not placed here", entry.id),
                 ));
             };
-            if let Some((at, fault)) = &slot.failed
-                && *at >= since
+            if let Some(fault) = &slot.failed
+                && slot.attempts > since
             {
                 return Err(fault.clone());
             }
@@ -212,7 +215,8 @@ impl Host {
         {
             let mut slot = entry.slot.lock();
             slot.made = result.is_ok();
-            slot.failed = result.as_ref().err().map(|fault| (Instant::now(), fault.clone()));
+            slot.attempts += 1;
+            slot.failed = result.as_ref().err().cloned();
         }
         match &result {
             Ok(info) if volume.status.phase != VolumePhase::Ready => {

@@ -1,0 +1,14 @@
+//! Whole agents against a control plane in memory, with the simulated drivers.
+
+mod actions;
+mod crash;
+mod ends;
+mod faults;
+mod guard;
+mod many;
+mod plane;
+mod random;
+mod restart;
+mod site;
+mod streams;
+mod volumes;
