@@ -8,6 +8,22 @@ use uuid::Uuid;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// An error with all that led to it, on one line: what failed, then each reason. For people; the messages alone leave
+/// out their sources.
+pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let reason = source.to_string();
+        // Some messages have taken their source in already.
+        if !text.ends_with(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        next = source.source();
+    }
+    text
+}
+
 /// Talking to QEMU's monitor failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {

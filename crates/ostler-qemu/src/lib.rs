@@ -23,7 +23,7 @@ mod spec;
 mod text;
 
 pub use config::{QemuConfig, QemuUser};
-pub use error::{Error, QmpError, Result, StartError};
+pub use error::{Error, QmpError, Result, StartError, describe};
 pub use host::{AcceleratorProbe, HostProbe};
 pub use machine::{
     ExitReason, ExitReport, Hypervisor, Machine, MachineEvent, MachineFacts, Progress, RunState, Survey,

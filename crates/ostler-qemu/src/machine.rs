@@ -173,7 +173,8 @@ pub struct Progress {
 /// What was found of one machine.
 #[derive(Debug)]
 pub enum Survey {
-    /// Lives and answers.
+    /// Lives and answers. One in [`RunState::Prelaunch`] is complete and never ran, or was reset while it stood still:
+    /// it may just be resumed.
     Running(Arc<dyn Machine>),
     /// Lives, but the agent that started it died before it was ready. It never ran; kill it and start again.
     HalfStarted { id: Uuid, pid: u32 },

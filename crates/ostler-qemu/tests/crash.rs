@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use ostler_qemu::*;
@@ -71,18 +71,30 @@ async fn an_agent_killed_after_the_start_leaves_a_machine_that_is_adopted() {
     assert_eq!(processes_of(&host, &spec), 0);
 }
 
+async fn time_one_start(host: &QemuHost, spec: &MachineSpec) -> Duration {
+    let begun = Instant::now();
+    let mut agent = agent(host, spec);
+    assert_eq!(first_line(&mut agent), "started");
+    let whole_start = begun.elapsed();
+    kill(agent);
+    host.hypervisor.kill(spec.id).await.unwrap();
+    host.hypervisor.forget(spec.id).await.unwrap();
+    whole_start
+}
+
 #[tokio::test]
 async fn an_agent_killed_at_any_moment_leaves_nothing_that_cannot_be_told() {
     let mut host = QemuHost::new();
     let disk = host.disk("boot.raw");
     // Fills the cache, so that the agents spend their time on the start itself.
     assert!(host.hypervisor.probe().await.problems.is_empty());
+    let whole_start = time_one_start(&host, &spec(&disk)).await;
     let mut seen = std::collections::BTreeMap::<&str, usize>::new();
-    for step in 0..40u64 {
+    for step in 0..40u32 {
         let spec = spec(&disk);
         let agent = agent(&host, &spec);
         // From before its first instruction to after the machine runs.
-        tokio::time::sleep(Duration::from_micros(step * 2500)).await;
+        tokio::time::sleep(whole_start * step / 30).await;
         kill(agent);
 
         host.hypervisor = Arc::new(QemuHypervisor::new(host.config.clone()));

@@ -22,7 +22,7 @@ pub fn validate(spec: &MachineSpec) -> Result<(), StartError> {
     if spec.cpus == 0 || spec.cpus > 255 {
         return invalid("cpus", format!("{} is not between 1 and 255", spec.cpus));
     }
-    if spec.memory_bytes < MIB || spec.memory_bytes % MIB != 0 {
+    if spec.memory_bytes < MIB || !spec.memory_bytes.is_multiple_of(MIB) {
         return invalid("memory", format!("{} bytes is not a multiple of 1 MiB", spec.memory_bytes));
     }
     if let Some(model) = &spec.cpu_model {

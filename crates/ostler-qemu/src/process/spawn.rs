@@ -28,6 +28,8 @@ pub(crate) struct ChildSetup<'a> {
     /// The working directory; its lock is held on until exec.
     pub(crate) dir: BorrowedFd<'a>,
     pub(crate) user: Option<Identity>,
+    /// For helpers, never for machines: killed when the thread that spawned it ends.
+    pub(crate) dies_with_us: bool,
 }
 
 /// Whom the child becomes: a user and a group of the same number.
@@ -105,18 +107,21 @@ pub(crate) fn spawn(setup: &ChildSetup<'_>) -> Result<Pidfd, SpawnError> {
     let inherit: Vec<RawFd> = setup.inherit.iter().map(AsRawFd::as_raw_fd).collect();
     // Room for the child to move descriptors through, so that it need not allocate.
     let mut moved = vec![-1; inherit.len() + 5];
+    // SAFETY: a system call without arguments.
+    let our_pid = unsafe { libc::getpid() };
 
     // SAFETY: the child runs only `child`, which makes system calls and then executes or exits.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(failed(Step::Fork)(io::Error::last_os_error())),
         0 => {
-            let fds = Descriptors {
+            let fds = Inherited {
                 stdin: setup.stdin.as_raw_fd(),
                 output: setup.output.as_raw_fd(),
                 inherit: &inherit,
                 dir: setup.dir.as_raw_fd(),
                 report: writer.as_raw_fd(),
+                parent: our_pid,
             };
             // SAFETY: this is the child, a single thread; all pointers were made before the fork and end with null.
             unsafe { child(setup, &fds, &mut moved, argv.as_ptr(), environment.as_ptr()) }
@@ -150,19 +155,20 @@ fn adopt_child(pid: u32, report: OwnedFd) -> Result<Pidfd, SpawnError> {
     Err(outcome)
 }
 
-struct Descriptors<'a> {
+struct Inherited<'a> {
     stdin: RawFd,
     output: RawFd,
     inherit: &'a [RawFd],
     dir: RawFd,
     report: RawFd,
+    parent: libc::pid_t,
 }
 
 /// # Safety
 /// Only in a freshly forked child; the pointer arrays must end with null.
 unsafe fn child(
     setup: &ChildSetup<'_>,
-    fds: &Descriptors<'_>,
+    fds: &Inherited<'_>,
     moved: &mut [RawFd],
     argv: *const *const libc::c_char,
     environment: *const *const libc::c_char,
@@ -173,6 +179,13 @@ unsafe fn child(
     let step = unsafe {
         'failed: {
             reset_signals();
+            if setup.dies_with_us {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                // It may have died before it could be arranged.
+                if libc::getppid() != fds.parent {
+                    libc::_exit(127);
+                }
+            }
             if libc::setsid() == -1 {
                 break 'failed Step::Session;
             }
@@ -242,7 +255,7 @@ unsafe fn reset_signals() {
 ///
 /// # Safety
 /// Only in a freshly forked child. `moved` has room for five more than `fds.inherit`.
-unsafe fn place_descriptors(fds: &Descriptors<'_>, moved: &mut [RawFd]) -> Option<(RawFd, RawFd)> {
+unsafe fn place_descriptors(fds: &Inherited<'_>, moved: &mut [RawFd]) -> Option<(RawFd, RawFd)> {
     let first_free = FIRST_FD + fds.inherit.len() as RawFd;
     let (dir_at, report_at) = (first_free, first_free + 1);
     // SAFETY: system calls on descriptor numbers only.

@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::{sleep, timeout};
 
 use super::faults::{self, Stage};
-use super::launch::Launched;
+use super::launch::{Launched, PlugStep};
 use super::machine::{KILL_DEADLINE, QemuMachine};
 use crate::args::HotPlug;
 use crate::config::QemuConfig;
@@ -77,7 +77,7 @@ fn step<C: Command + 'static>(stage: Stage, pending: Pending<C>) -> Step {
 async fn run_steps(
     machine: &QemuMachine,
     ready: Pending<crate::qmp::commands::QmpCapabilities>,
-    hotplug: Vec<(HotPlug, Option<Arc<OwnedFd>>)>,
+    hotplug: Vec<PlugStep>,
     state: Option<Arc<OwnedFd>>,
     paused: bool,
 ) -> Result<(), (Stage, QmpError)> {
@@ -110,7 +110,7 @@ async fn run_steps(
     Ok(())
 }
 
-fn plug_all(connection: &Connection, hotplug: Vec<(HotPlug, Option<Arc<OwnedFd>>)>) -> Vec<Step> {
+fn plug_all(connection: &Connection, hotplug: Vec<PlugStep>) -> Vec<Step> {
     let mut stage_of_device = Stage::Other;
     hotplug
         .into_iter()

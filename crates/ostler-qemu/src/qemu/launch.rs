@@ -33,6 +33,9 @@ pub(super) struct LaunchContext {
     pub(super) users: Users,
 }
 
+/// A step over QMP with the descriptor that goes with it.
+pub(super) type PlugStep = (HotPlug, Option<Arc<OwnedFd>>);
+
 /// A process that executes QEMU and holds the machine's lock.
 #[derive(Debug)]
 pub(super) struct Launched {
@@ -41,7 +44,7 @@ pub(super) struct Launched {
     pub(super) pidfd: Pidfd,
     /// Connected; QEMU accepts it when it gets there.
     pub(super) qmp: UnixStream,
-    pub(super) hotplug: Vec<(HotPlug, Option<Arc<OwnedFd>>)>,
+    pub(super) hotplug: Vec<PlugStep>,
     pub(super) restore_from: Option<Arc<OwnedFd>>,
 }
 
@@ -142,6 +145,7 @@ fn launch_locked(
         lock_index: plan.inherit.iter().position(|source| *source == FdUse::Lock),
         dir: dir.fd().as_fd(),
         user: uid.map(|uid| Identity { uid, group: kvm_group(spec.accelerator) }),
+        dies_with_us: false,
     };
     if !permission.take() {
         let after = context.config.start_timeout;
@@ -250,7 +254,7 @@ impl Opener<'_> {
         }
     }
 
-    fn for_hotplug(&self, plan: &LaunchPlan) -> Result<Vec<(HotPlug, Option<Arc<OwnedFd>>)>, StartError> {
+    fn for_hotplug(&self, plan: &LaunchPlan) -> Result<Vec<PlugStep>, StartError> {
         let mut steps = Vec::with_capacity(plan.hotplug.len());
         for step in &plan.hotplug {
             let fd = match step {

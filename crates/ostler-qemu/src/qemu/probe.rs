@@ -171,6 +171,7 @@ async fn ask(config: &QemuConfig, binary: &Path) -> Result<(String, Vec<MachineI
             lock_index: None,
             dir: dir.as_fd(),
             user: None,
+            dies_with_us: true,
         })
         .map_err(|error| match error.step {
             Step::Exec => {
@@ -224,7 +225,7 @@ fn read_back(file: &File) -> io::Result<Vec<u8>> {
 pub(super) fn host_probe(qemu: Result<&Capabilities, &StartError>) -> HostProbe {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let kvm = File::options().read(true).write(true).open("/dev/kvm").map(drop);
-    let accelerators = accel::accelerators(kvm.as_ref().map(|()| ()), &cpuinfo);
+    let accelerators = accel::accelerators(kvm.as_ref().copied(), &cpuinfo);
     let problems = qemu.err().map(|error| error.to_string()).into_iter().collect();
     HostProbe {
         qemu_version: qemu.ok().map(|found| found.version.clone()),

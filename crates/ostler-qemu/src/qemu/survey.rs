@@ -11,7 +11,7 @@ use super::launch::Launched;
 use super::machine::QemuMachine;
 use super::save::stop_migration;
 use crate::config::QemuConfig;
-use crate::error::{QmpError, Result};
+use crate::error::{QmpError, Result, describe};
 use crate::process::pidfd::{Patience, Pidfd};
 use crate::rundir::{QMP_SOCKET, RunDir};
 
@@ -53,7 +53,9 @@ pub(super) async fn adopt(config: &QemuConfig, dir: RunDir, pidfd: Pidfd) -> Ado
     }
     let record = match dir.read_record() {
         Ok(record) => record,
-        Err(error) => return Adopted::Unresponsive(format!("its record is not readable: {}", chain(&error))),
+        Err(error) => {
+            return Adopted::Unresponsive(format!("its record is not readable: {}", describe(&error)));
+        }
     };
     let qmp = match dir.connect(QMP_SOCKET) {
         Ok(stream) => stream,
@@ -72,20 +74,10 @@ pub(super) async fn adopt(config: &QemuConfig, dir: RunDir, pidfd: Pidfd) -> Ado
     match greeted.await {
         Ok(()) => Adopted::Machine(machine),
         Err(QmpError::Closed) if ended_soon(&machine).await => Adopted::Dead(dir.last_words()),
-        Err(error) => Adopted::Unresponsive(chain(&error)),
+        Err(error) => Adopted::Unresponsive(describe(&error)),
     }
 }
 
 async fn ended_soon(machine: &QemuMachine) -> bool {
     tokio::time::timeout(Duration::from_secs(2), machine.ended()).await.is_ok()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

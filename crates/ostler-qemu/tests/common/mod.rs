@@ -51,9 +51,11 @@ impl Drop for QemuHost {
     /// A test that failed leaves no QEMU behind.
     fn drop(&mut self) {
         let hypervisor = QemuHypervisor::new(self.config.clone());
+        let ids = std::fs::read_dir(&self.config.run_dir).into_iter().flatten().flatten();
+        let ids: Vec<Uuid> = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         let end_all = async move {
-            for found in hypervisor.survey().await.unwrap_or_default() {
-                let _ = hypervisor.kill(found.id()).await;
+            for id in ids {
+                let _ = hypervisor.kill(id).await;
             }
         };
         let thread = std::thread::spawn(move || {
