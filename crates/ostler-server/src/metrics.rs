@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Method;
@@ -16,6 +17,17 @@ const BUCKETS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0]
 #[derive(Debug, Default)]
 pub(crate) struct HttpMetrics {
     series: Mutex<BTreeMap<Key, Series>>,
+    in_progress: AtomicUsize,
+}
+
+/// A request whose answer has not begun; also one whose client has gone counts no longer than it lives.
+#[derive(Debug)]
+pub(crate) struct InProgress<'a>(&'a AtomicUsize);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +45,11 @@ struct Series {
 }
 
 impl HttpMetrics {
+    pub(crate) fn begin(&self) -> InProgress<'_> {
+        self.in_progress.fetch_add(1, Ordering::Relaxed);
+        InProgress(&self.in_progress)
+    }
+
     pub(crate) fn request(&self, method: &Method, route: &str, status: u16, took: Duration) {
         let key = Key { route: route.to_owned(), method: method_word(method), status };
         let seconds = took.as_secs_f64();
@@ -48,6 +65,8 @@ impl HttpMetrics {
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
+        head(out, "ostler_http_requests_in_progress", "gauge", "Requests whose answer has not begun.")?;
+        writeln!(out, "ostler_http_requests_in_progress {}", self.in_progress.load(Ordering::Relaxed))?;
         let series = self.series.lock();
         head(out, "ostler_http_requests_total", "counter", "Requests answered.")?;
         for (key, series) in series.iter() {

@@ -31,6 +31,7 @@ pub(crate) const UNHURRIED: [(&str, &str); 4] = [
 /// Middleware over everything.
 pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let in_progress = app.metrics.begin();
     let request_id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -53,6 +54,7 @@ pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 
+    drop(in_progress);
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
     app.metrics.request(&method, route, status, elapsed);
@@ -103,6 +105,41 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_and_no_more() {
+        use std::sync::Arc;
+
+        use axum::Router;
+        use axum::body::Body;
+        use axum::routing::get;
+        use tower::ServiceExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let images = Arc::new(ostler_storage::ImageStore::open(dir.path()).unwrap());
+        let store = Arc::new(ostler_store::MemoryStore::new());
+        let cloud =
+            ostler_control::Cloud::open(store, images, ostler_control::CloudConfig::default()).await.unwrap();
+        let app = App::new(cloud, crate::Limits::default(), bytes::Bytes::new());
+        async fn fall_over() -> &'static str {
+            if std::hint::black_box(true) {
+                panic!("a secret");
+            }
+            "never"
+        }
+        let router: Router = Router::new()
+            .route("/boom", get(fall_over))
+            .layer(axum::middleware::from_fn_with_state(app.clone(), observe));
+        for _ in 0..2 {
+            let request = Request::builder().uri("/boom").body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 500);
+            let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+            let problem: ostler_api::Problem = serde_json::from_slice(&body).unwrap();
+            assert_eq!(problem.code, ErrorCode::Internal);
+            assert!(!String::from_utf8_lossy(&body).contains("secret"));
+        }
+    }
 
     #[test]
     fn strange_request_ids_are_replaced() {

@@ -6,15 +6,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use ostler_api::{ApiError, ErrorCode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -204,20 +204,37 @@ impl Acceptor {
                 }
             })
         };
-        let builder = self.builder(protocol);
-        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        // HTTP/1 has the head's timeout for idle connections.
-        let limit = match protocol {
-            Protocol::Http1 => Duration::MAX,
-            Protocol::Http2 => self.limits.keepalive,
-        };
-        let mut idle = pin!(activity.idle(limit));
+        match protocol {
+            Protocol::Http1 => {
+                let connection = self.http1().serve_connection(TokioIo::new(stream), service).with_upgrades();
+                // HTTP/1 has the head's timeout for idle connections.
+                self.drive(connection, |c| c.graceful_shutdown(), peer, &activity, Duration::MAX).await;
+            }
+            Protocol::Http2 => {
+                let connection = self.http2().serve_connection(TokioIo::new(stream), service);
+                let limit = self.limits.keepalive;
+                self.drive(connection, |c| c.graceful_shutdown(), peer, &activity, limit).await;
+            }
+        }
+    }
+
+    /// Serves a connection to its end: its own, the server's, or that of our patience.
+    async fn drive<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        connection: C,
+        take_leave: impl Fn(Pin<&mut C>),
+        peer: Peer,
+        activity: &Activity,
+        idle_limit: Duration,
+    ) {
+        let mut connection = pin!(connection);
+        let mut idle = pin!(activity.idle(idle_limit));
         let mut closing = false;
         loop {
             tokio::select! {
                 result = connection.as_mut() => {
                     if let Err(error) = result {
-                        tracing::debug!(%peer, error = %error, "connection ended early");
+                        tracing::debug!(%peer, %error, "connection ended early");
                     }
                     return;
                 }
@@ -230,32 +247,30 @@ impl Acceptor {
                 }
             }
             closing = true;
-            connection.as_mut().graceful_shutdown();
+            take_leave(connection.as_mut());
             // Who has no request in progress and does not go, as one that never began to speak, is not waited for.
             idle.set(activity.idle(LINGER));
         }
     }
 
-    fn builder(&self, protocol: Protocol) -> auto::Builder<TokioExecutor> {
-        let limits = &self.limits;
-        let builder = auto::Builder::new(TokioExecutor::new());
-        let mut builder = match protocol {
-            Protocol::Http1 => builder.http1_only(),
-            Protocol::Http2 => builder.http2_only(),
-        };
+    fn http1(&self) -> http1::Builder {
+        let mut builder = http1::Builder::new();
         builder
-            .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            .header_read_timeout(self.limits.header_timeout)
             .max_headers(64)
             .max_buf_size(64 * 1024);
         builder
-            .http2()
+    }
+
+    fn http2(&self) -> http2::Builder<TokioExecutor> {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(128)
             .max_header_list_size(32 * 1024)
-            .keep_alive_interval(limits.keepalive / 2)
-            .keep_alive_timeout(limits.header_timeout);
+            .keep_alive_interval(self.limits.keepalive / 2)
+            .keep_alive_timeout(self.limits.header_timeout);
         builder
     }
 }

@@ -1,10 +1,14 @@
 //! Images: bytes in, bytes out.
 
+use std::time::Duration;
+
 use http::header::RANGE;
 use http::{Method, StatusCode};
+use ostler_server::Limits;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Site, disk};
+use crate::support::{PATIENCE, Site, Via, disk};
 
 #[tokio::test]
 async fn an_upload_goes_on_where_it_was() {
@@ -57,6 +61,23 @@ async fn a_download_is_whole_in_part_or_converted() {
     assert!(left.is_empty(), "{left:?}");
     site.post("/v1/images", &json!({"name": "empty"})).send().await;
     site.get("/v1/images/empty/data").refused(409, "conflict").await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn what_came_before_a_silence_is_kept() {
+    let limits = Limits { upload_idle: Duration::from_millis(200), ..Limits::default() };
+    let site = Site::with(limits).await;
+    site.post("/v1/images", &json!({"name": "base"})).send().await;
+    let mut silent = site.connect(Via::Unix).await;
+    let head =
+        "PUT /v1/images/base/upload?offset=0&last=true HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n";
+    silent.write_all(format!("{head}{}", "x".repeat(500)).as_bytes()).await.unwrap();
+    let mut answer = [0u8; 12];
+    tokio::time::timeout(PATIENCE, silent.read_exact(&mut answer)).await.expect("an answer in time").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(site.get("/v1/images/base/upload").send().await.json()["offset"], 500);
+    assert_ne!(site.get("/v1/images/base").send().await.json()["status"]["phase"], "error");
     site.stop().await;
 }
 

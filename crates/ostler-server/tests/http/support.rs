@@ -55,7 +55,7 @@ pub(crate) enum Via {
 }
 
 pub(crate) async fn cloud(dir: &TempDir, store: Arc<MemoryStore>) -> Arc<Cloud> {
-    let images = Arc::new(ImageStore::open(&dir.path().join("images")).unwrap());
+    let images = Arc::new(ImageStore::open(dir.path().join("images")).unwrap());
     Cloud::open(store, images, CloudConfig::default()).await.unwrap()
 }
 
