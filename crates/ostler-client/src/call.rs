@@ -74,7 +74,7 @@ impl Call {
 
     /// A stream of unknown length goes with it, so that it cannot be repeated.
     pub(crate) fn upload(segments: &[&str]) -> Self {
-        Self { again: false, ..Self::new(Method::PUT, segments) }
+        Self::new(Method::PUT, segments).once()
     }
 
     fn json(mut self, body: &impl Serialize) -> Result<Self> {
@@ -93,6 +93,14 @@ impl Call {
     #[must_use]
     pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
         self.query.set(key, value);
+        self
+    }
+
+    /// Never again, whatever becomes of the connection.
+    #[must_use]
+    pub(crate) fn once(mut self) -> Self {
+        self.again = false;
+        self.key = None;
         self
     }
 

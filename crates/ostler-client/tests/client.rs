@@ -189,13 +189,23 @@ async fn lines_that_are_cut_off_damaged_or_endless_are_errors() {
 }
 
 #[tokio::test]
+async fn a_watch_without_a_sign_of_life_is_a_timeout() {
+    let server = Server::unix(|_| Answer::open_lines(&[WatchLine::<Vm>::Synced { revision: 9 }]));
+    let options = Options { stream_idle: Duration::from_millis(50), ..Options::default() };
+    let client = Client::with_options(server.target(), Credentials::none(), options).unwrap();
+    let mut watch = client.watch::<Vm>(&ListParams::default()).await.unwrap();
+    assert!(watch.next().await.unwrap().is_some());
+    assert!(matches!(watch.next().await.unwrap_err(), ClientError::Timeout { .. }));
+}
+
+#[tokio::test]
 async fn waiting_follows_the_watch_and_survives_its_end() {
     let server = Server::unix(|seen: &Seen| match (seen.parameter("watch"), seen.count) {
         (None, 1) => Answer::json(200, &vm("web", VmPhase::Pending)),
         // The first watch breaks off.
         (Some(_), 2) => Answer::lines(&[WatchLine::Added { object: vm("web", VmPhase::Pending) }]),
         (None, 3) => Answer::json(200, &vm("web", VmPhase::Starting)),
-        (Some(_), 4) => Answer::lines(&[
+        (Some(_), 4) => Answer::open_lines(&[
             WatchLine::Added { object: vm("other", VmPhase::Running) },
             WatchLine::Added { object: vm("web", VmPhase::Starting) },
             WatchLine::Synced { revision: 3 },

@@ -1,94 +1,20 @@
-//! A server that answers with what a closure says, over any transport.
+//! A scripted server over every transport.
 
-use std::collections::HashMap;
+pub(crate) mod script;
+
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
-use http::{HeaderMap, Method, Request, Response};
-use http_body_util::BodyExt;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use ostler_api::operation::Operation;
-use ostler_api::vm::Vm;
-use ostler_api::vm_phase::VmPhase;
-use ostler_api::{ApiError, ErrorCode};
-use ostler_client::body::{self, Body, BodyError};
+use http::Request;
+use ostler_client::body::Body;
 use ostler_client::{Ca, Client, Credentials, LocalService, Target};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
-use serde::Serialize;
-use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
+pub(crate) use script::{Answer, Seen, operation_of, vm};
+use script::{State, answer, serve};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
-
-pub(crate) struct Seen {
-    pub(crate) method: Method,
-    pub(crate) path: String,
-    pub(crate) query: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-    /// 1 for the first request.
-    pub(crate) count: usize,
-}
-
-impl Seen {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
-        self.query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-    }
-}
-
-pub(crate) enum Answer {
-    Whole(u16, &'static str, Bytes),
-    Chunks(Vec<Bytes>),
-    /// A WebSocket that returns what it gets.
-    Echo,
-    HangUp,
-    Never,
-}
-
-impl Answer {
-    pub(crate) fn json(status: u16, value: &impl Serialize) -> Self {
-        Self::Whole(status, "application/json", serde_json::to_vec(value).unwrap().into())
-    }
-    pub(crate) fn text(status: u16, text: &'static str) -> Self {
-        Self::Whole(status, "text/plain", Bytes::from_static(text.as_bytes()))
-    }
-    pub(crate) fn problem(code: ErrorCode, detail: &str) -> Self {
-        let problem = ApiError::new(code, detail).hint("a hint").problem(None);
-        Self::Whole(code.status(), "application/problem+json", serde_json::to_vec(&problem).unwrap().into())
-    }
-    pub(crate) fn chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        Self::Chunks(chunks.into_iter().map(Bytes::copy_from_slice).collect())
-    }
-    pub(crate) fn lines(lines: &[impl Serialize]) -> Self {
-        Self::Chunks(lines.iter().map(|line| (serde_json::to_string(line).unwrap() + "\n").into()).collect())
-    }
-    pub(crate) fn hang_up() -> Self {
-        Self::HangUp
-    }
-    pub(crate) fn never() -> Self {
-        Self::Never
-    }
-}
-
-type Script = dyn Fn(&Seen) -> Answer + Send + Sync;
-
-struct State {
-    script: Box<Script>,
-    headers: Mutex<Vec<HeaderMap>>,
-    connections: AtomicUsize,
-}
 
 pub(crate) struct Server {
     state: Arc<State>,
@@ -106,14 +32,6 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn state(script: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Arc<State> {
-        Arc::new(State {
-            script: Box::new(script),
-            headers: Mutex::default(),
-            connections: AtomicUsize::new(0),
-        })
-    }
-
     pub(crate) fn unix(script: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Self::unix_at(&dir.path().join("s.sock"), script);
@@ -122,7 +40,7 @@ impl Server {
     }
 
     pub(crate) fn unix_at(path: &Path, script: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
-        let state = Self::state(script);
+        let state = State::new(script);
         let listener = UnixListener::bind(path).unwrap();
         let served = state.clone();
         let task = tokio::spawn(async move {
@@ -134,7 +52,7 @@ impl Server {
     }
 
     pub(crate) async fn tcp(script: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
-        let state = Self::state(script);
+        let state = State::new(script);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let served = state.clone();
@@ -157,7 +75,7 @@ impl Server {
             .with_single_cert(vec![signed.cert.der().clone()], key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let state = Self::state(script);
+        let state = State::new(script);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target: Target = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
         let target = target.with_ca(Ca::Pem(signed.cert.pem().into_bytes()));
@@ -176,7 +94,7 @@ impl Server {
     }
 
     pub(crate) fn local(script: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
-        let state = Self::state(script);
+        let state = State::new(script);
         let served = state.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let served = served.clone();
@@ -212,94 +130,4 @@ impl Server {
         let headers = self.state.headers.lock().unwrap();
         headers.iter().filter_map(|h| Some(h.get(name)?.to_str().unwrap().to_owned())).collect()
     }
-}
-
-async fn serve(state: Arc<State>, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-    state.connections.fetch_add(1, Ordering::Relaxed);
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let state = state.clone();
-        async move { answer(&state, request.map(body::incoming)).await }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    // A connection that a test breaks ends with an error.
-    let _ = served.await;
-}
-
-async fn answer(state: &State, request: Request<Body>) -> Result<Response<Body>, BodyError> {
-    let upgrade = request.headers().get("sec-websocket-key").cloned();
-    let (mut parts, body) = request.into_parts();
-    let body = body.collect().await?.to_bytes();
-    let count = {
-        let mut headers = state.headers.lock().unwrap();
-        headers.push(parts.headers.clone());
-        headers.len()
-    };
-    let seen = Seen {
-        method: parts.method.clone(),
-        path: parts.uri.path().to_owned(),
-        query: parts.uri.query().unwrap_or_default().to_owned(),
-        headers: parts.headers.clone(),
-        body,
-        count,
-    };
-    match (state.script)(&seen) {
-        Answer::Whole(status, kind, bytes) => Ok(Response::builder()
-            .status(status)
-            .header("content-type", kind)
-            .body(body::full(bytes))
-            .unwrap()),
-        Answer::Chunks(chunks) => {
-            Ok(Response::new(body::stream(futures::stream::iter(chunks.into_iter().map(Ok)))))
-        }
-        Answer::HangUp => Err(BodyError::new("the test hangs up")),
-        Answer::Never => std::future::pending().await,
-        Answer::Echo => {
-            let key = upgrade.expect("a websocket request");
-            let on_upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>().expect("an upgrade");
-            tokio::spawn(async move {
-                let io = TokioIo::new(on_upgrade.await.unwrap());
-                let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
-                while let Some(Ok(message)) = socket.next().await {
-                    // A close is answered by the next look at the socket.
-                    if !message.is_close() && socket.send(message).await.is_err() {
-                        break;
-                    }
-                }
-            });
-            Ok(Response::builder()
-                .status(101)
-                .header("connection", "upgrade")
-                .header("upgrade", "websocket")
-                .header("sec-websocket-accept", derive_accept_key(key.as_bytes()))
-                .body(body::empty())
-                .unwrap())
-        }
-    }
-}
-
-/// The same name has the same id throughout a test run.
-fn id_of(name: &str) -> uuid::Uuid {
-    static IDS: OnceLock<Mutex<HashMap<String, uuid::Uuid>>> = OnceLock::new();
-    *IDS.get_or_init(Mutex::default).lock().unwrap().entry(name.to_owned()).or_insert_with(uuid::Uuid::new_v4)
-}
-
-pub(crate) fn vm(name: &str, phase: VmPhase) -> Vm {
-    serde_json::from_value(json!({
-        "metadata": {"id": id_of(name), "name": name, "project": "default", "created": "2026-01-02T03:04:05Z"},
-        "spec": {"cpus": 1, "memory": 1 << 29, "machine": "q35", "firmware": "bios", "accelerator": "auto",
-                 "power": "running"},
-        "status": {"phase": phase},
-    }))
-    .unwrap()
-}
-
-pub(crate) fn operation_of(action: &str, phase: &str) -> Operation {
-    serde_json::from_value(json!({
-        "metadata": {"id": id_of("op"), "name": "op", "project": "default", "created": "2026-01-02T03:04:05Z"},
-        "spec": {"action": action, "target": {"kind": "vm", "id": id_of("web"), "name": "web"}},
-        "status": {"phase": phase},
-    }))
-    .unwrap()
 }

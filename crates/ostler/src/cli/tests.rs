@@ -6,18 +6,27 @@ use super::{Cli, Command};
 
 /// Every `--help` there is, one after the other.
 fn help_tree() -> String {
-    let mut command = Cli::command().term_width(100);
-    command.build();
     let mut text = String::new();
-    collect(&command, &mut text);
+    collect(&Cli::command(), &mut vec!["ostler".to_owned()], &mut text);
     text
 }
 
-fn collect(command: &clap::Command, text: &mut String) {
-    let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
-    text.push_str(&format!("======== {name} ========\n{}\n", command.clone().render_long_help()));
-    for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
-        collect(inner, text);
+fn collect(command: &clap::Command, path: &mut Vec<String>, text: &mut String) {
+    let asked = path.iter().cloned().chain(["--help".to_owned()]);
+    let answer = Cli::command().term_width(100).try_get_matches_from(asked);
+    let mut help = answer.expect_err("help is not a command to run").to_string();
+    // They are the same for every command: once is enough.
+    if !text.is_empty()
+        && let Some(begin) = help.find("Global options:\n")
+    {
+        let end = help[begin..].find("\n\n").map_or(help.len(), |length| begin + length + 2);
+        help.replace_range(begin..end, "");
+    }
+    text.push_str(&format!("======== {} ========\n{}\n\n", path.join(" "), help.trim_end()));
+    for inner in command.get_subcommands() {
+        path.push(inner.get_name().to_owned());
+        collect(inner, path, text);
+        path.pop();
     }
 }
 
@@ -90,11 +99,10 @@ fn what_cannot_be_is_a_usage_error_that_says_why() {
 
 #[test]
 fn a_secret_in_the_environment_is_not_in_the_help() {
-    let help = help_tree();
-    assert!(help.contains("[env: OSTLER_TOKEN]"), "the variable is named");
-    for line in help.lines().filter(|line| line.contains("[env:")) {
-        assert!(!line.contains('=') || !line.contains("OSTLER_TOKEN="), "{line}");
-    }
+    let command = Cli::command();
+    let named: Vec<_> = command.get_arguments().filter(|arg| arg.get_env().is_some()).collect();
+    assert!(named.iter().any(|arg| arg.get_id() == "token"));
+    assert!(named.iter().all(|arg| arg.is_hide_env_values_set()));
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(crate) struct RebuildArgs {
     /// Image of the new root disk
     #[arg(long, value_name = "IMAGE")]
     image: String,
-    /// Size of the new root disk, such as 20G; at least the image's, which is the default
+    /// Size of the new root disk, such as 20G; that of the old one when not given
     #[arg(long, value_parser = size, value_name = "SIZE")]
     disk: Option<ByteSize>,
     #[command(flatten)]
