@@ -1,11 +1,9 @@
 //! How long a machine takes from the request to running virtual CPUs, against the same QEMU command line spawned by
 //! hand and let go over QMP. Both in turn in the same run; prints medians, spreads and the ratio.
 
-use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod by_hand;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +26,9 @@ fn main() {
     let (mut ours, mut bare, mut kills) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds + WARM_UP {
         let (started, killed) = runtime.block_on(start_ours(&hypervisor, &disk));
-        let by_hand = start_by_hand(dir.path(), &disk);
+        let machine = by_hand::ByHand::start(&by_hand::command_line(&spec(&disk), dir.path()), dir.path());
+        let by_hand = machine.started;
+        machine.end();
         if round >= WARM_UP {
             ours.push(started);
             kills.push(killed);
@@ -37,7 +37,12 @@ fn main() {
     }
     let (our_median, bare_median) = (report("start()", &mut ours), report("the same by hand", &mut bare));
     report("kill()", &mut kills);
-    println!("start() / by hand: {:.2}x", our_median.as_secs_f64() / bare_median.as_secs_f64());
+    println!(
+        "BENCH driver start | {:.1} ms | {:.1} ms by hand | {:.2}x | at most 1.25x",
+        our_median.as_secs_f64() * 1e3,
+        bare_median.as_secs_f64() * 1e3,
+        our_median.as_secs_f64() / bare_median.as_secs_f64()
+    );
 }
 
 fn report(what: &str, times: &mut [Duration]) -> Duration {
@@ -98,88 +103,4 @@ async fn start_ours(hypervisor: &QemuHypervisor, disk: &Path) -> (Duration, Dura
     let killed = begun.elapsed();
     hypervisor.forget(machine.id()).await.unwrap();
     (started, killed)
-}
-
-/// The plan's arguments, with the descriptors replaced by what a person would write and everything cold-plugged.
-fn command_line(dir: &Path, disk: &Path) -> Vec<OsString> {
-    use ostler_qemu::args::{HostFacts, HotPlug, plan};
-    let facts = HostFacts {
-        machine_version: "q35".into(),
-        cpu_model: "max".into(),
-        tcg_tb_size_mib: 64,
-        restore: false,
-    };
-    let plan = plan(&spec(disk), &facts);
-    let mut args: Vec<String> = Vec::new();
-    let mut planned = plan.args.into_iter().map(|arg| arg.into_string().unwrap());
-    while let Some(arg) = planned.next() {
-        match arg.as_str() {
-            "-add-fd" => drop(planned.next()),
-            "-chardev" => {
-                let value = planned.next().unwrap();
-                let socket = if value.contains("id=qmp") { "qmp" } else { "serial0" };
-                let path = dir.join(format!("{socket}.sock"));
-                args.extend([arg, format!("socket,id={socket},path={},server=on,wait=off", path.display())]);
-            }
-            _ => args.push(arg),
-        }
-    }
-    for step in plan.hotplug {
-        match step {
-            HotPlug::AddFd { .. } | HotPlug::GetFd { .. } => {}
-            HotPlug::Blockdev { node, .. } => {
-                let node = json(&node).replace("/dev/fdset/10", &disk.display().to_string());
-                args.extend(["-blockdev".into(), node]);
-            }
-            HotPlug::Netdev { netdev } => args.extend(["-netdev".into(), json(&netdev)]),
-            HotPlug::Device(device) => args.extend(["-device".into(), json(&device)]),
-        }
-    }
-    args.into_iter().map(OsString::from).collect()
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).unwrap()
-}
-
-fn start_by_hand(dir: &Path, disk: &Path) -> Duration {
-    let args = command_line(dir, disk);
-    let socket = dir.join("qmp.sock");
-    let begun = Instant::now();
-    let mut child = Command::new("qemu-system-x86_64")
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut qmp = connect(&socket, &mut child);
-    let mut lines = BufReader::new(qmp.try_clone().unwrap()).lines();
-    let mut answer = |wanted: &str| {
-        while !lines.next().expect("QEMU answers").unwrap().contains(wanted) {}
-    };
-    answer("QMP");
-    qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}").unwrap();
-    answer("return");
-    qmp.write_all(b"{\"execute\":\"cont\"}").unwrap();
-    answer("return");
-    let started = begun.elapsed();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    for name in ["qmp.sock", "serial0.sock"] {
-        std::fs::remove_file(PathBuf::from(dir).join(name)).unwrap();
-    }
-    started
-}
-
-fn connect(socket: &Path, child: &mut Child) -> UnixStream {
-    loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => return stream,
-            Err(_) => {
-                assert!(child.try_wait().unwrap().is_none(), "QEMU ended");
-                std::thread::sleep(Duration::from_micros(200));
-            }
-        }
-    }
 }
