@@ -19,9 +19,12 @@ pub(crate) struct Plain {
     title: String,
     stage: String,
     tenth: u64,
+    began: Instant,
     said: Instant,
 }
 
+/// What is done sooner needs no lines.
+const QUICK: Duration = Duration::from_secs(1);
 /// Plain lines come at most this often within one stage.
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -34,11 +37,13 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             Self::Bar(bar)
         } else {
+            let now = Instant::now();
             Self::Plain(Plain {
                 title: title.to_owned(),
                 stage: String::new(),
                 tenth: 0,
-                said: Instant::now(),
+                began: now,
+                said: now,
             })
         }
     }
@@ -77,7 +82,7 @@ impl Plain {
         let tenth = u64::try_from(tenth).unwrap_or(10);
         let new_stage = stage != self.stage;
         let moved = total.is_some() && tenth > self.tenth && self.said.elapsed() >= EVERY / 10;
-        if !new_stage && !moved && self.said.elapsed() < EVERY {
+        if self.began.elapsed() < QUICK || !new_stage && !moved && self.said.elapsed() < EVERY {
             return;
         }
         self.stage = stage.to_owned();

@@ -113,26 +113,27 @@ impl Fields {
     }
 
     pub(crate) fn text(&self) -> String {
-        let width = self
-            .lines
-            .iter()
-            .filter_map(|line| match line {
-                Line::Section(_) => None,
-                Line::Field(name, _) => Some(name.chars().count()),
-            })
-            .max()
-            .unwrap_or(0);
-        let mut text = String::new();
-        let mut indent = "";
+        const INDENT: &str = "  ";
+        let indent_of = |sections: usize| if sections == 0 { "" } else { INDENT };
+        let (mut width, mut sections) = (0, 0);
+        for line in &self.lines {
+            match line {
+                Line::Section(_) => sections += 1,
+                Line::Field(name, _) => {
+                    width = width.max(indent_of(sections).len() + name.chars().count() + 1)
+                }
+            }
+        }
+        let (mut text, mut sections) = (String::new(), 0);
         for line in &self.lines {
             match line {
                 Line::Section(title) => {
                     text.push_str(&format!("\n{title}\n"));
-                    indent = "  ";
+                    sections += 1;
                 }
                 Line::Field(name, value) => {
-                    let fill = width + 2 - indent.len().min(2);
-                    text.push_str(&format!("{indent}{:fill$}  {}\n", format!("{name}:"), clean(value)));
+                    let label = format!("{}{name}:", indent_of(sections));
+                    text.push_str(&format!("{label:width$}{GAP}{}\n", clean(value)));
                 }
             }
         }
@@ -179,6 +180,6 @@ mod tests {
     fn fields_have_sections() {
         let mut fields = Fields::default();
         fields.field("Name", "web").section("Status").field("Phase", "running").maybe("Node", None::<String>);
-        assert_eq!(fields.text(), "Name:    web\n\nStatus\n  Phase:  running\n");
+        assert_eq!(fields.text(), "Name:     web\n\nStatus\n  Phase:  running\n");
     }
 }

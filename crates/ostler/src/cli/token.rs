@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use ostler_api::token::{Role, Token, TokenCreate};
-use ostler_api::{Name, Time};
+use ostler_api::{DEFAULT_PROJECT, Name, Time};
 use ostler_client::Delete;
 
 use super::age::{age, moment, moment_and_age};
@@ -33,7 +33,7 @@ pub(crate) enum TokenCommand {
 pub(crate) struct TokenCreateArgs {
     /// Name of the new token
     name: Name,
-    /// What it may do; member and reader work in the project of --project
+    /// What it may do; member and reader work in the project of --project, or in "default"
     #[arg(long, value_parser = words!(Role), default_value = "admin", value_name = "ROLE")]
     role: Role,
     /// The node, for role node
@@ -54,7 +54,9 @@ pub(crate) async fn run(session: &Session, command: TokenCommand) -> Result<()> 
 
 async fn create(session: &Session, args: TokenCreateArgs) -> Result<()> {
     let project = match args.role {
-        Role::Member | Role::Reader => session.project.as_deref().map(Name::new).transpose(),
+        Role::Member | Role::Reader => {
+            Name::new(session.project.as_deref().unwrap_or(DEFAULT_PROJECT)).map(Some)
+        }
         Role::Admin | Role::Node => Ok(None),
     };
     let project = project.map_err(|e| CliError::usage("the project's name is wrong").why(e.to_string()))?;
