@@ -63,6 +63,7 @@ impl Agent {
             let path = path.clone();
             move |source| AgentError::Data { what, path, source }
         };
+        self.config.keep.sweep().await.map_err(failed("cleaning up"))?;
         let id = self.config.keep.node_id().await.map_err(failed("reading the node's id"))?;
         let records = self.config.keep.vms().await.map_err(failed("reading the records of VMs"))?;
         let volumes = self.config.keep.volumes().await.map_err(failed("reading the records of volumes"))?;
@@ -136,7 +137,7 @@ fn adopt(host: &Arc<Host>, mut records: HashMap<VmId, crate::record::Record>, fo
         }
         let handle = VmHandle::new(id);
         host.vms.lock().insert(id, Arc::clone(&handle));
-        vm_task::spawn(host, handle, records.remove(&id).unwrap_or_default(), found.remove(&id));
+        vm_task::spawn(host, handle, records.remove(&id), found.remove(&id));
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ostler_api::vm::{EndCause, MachineFacts};
 use ostler_api::work::TaskOutcome;
@@ -119,8 +120,22 @@ pub struct Keep(Kind);
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Directory(Arc<PathBuf>),
+    Directory(Arc<Directory>),
     Memory(Arc<Mutex<Memory>>),
+}
+
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    /// The newest write of each VM's record. A disk that hung must not let an older one have the last word.
+    newest: Mutex<HashMap<VmId, Arc<Mutex<u64>>>>,
+    writes: AtomicU64,
+}
+
+impl Directory {
+    fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.path.join(path)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -132,7 +147,12 @@ struct Memory {
 
 impl Keep {
     pub fn directory(data_dir: &Path) -> Self {
-        Self(Kind::Directory(Arc::new(data_dir.to_owned())))
+        let path = data_dir.to_owned();
+        Self(Kind::Directory(Arc::new(Directory {
+            path,
+            newest: Mutex::default(),
+            writes: AtomicU64::new(0),
+        })))
     }
 
     /// Clones share their content.
@@ -142,6 +162,21 @@ impl Keep {
 
     pub(crate) fn on_disk(&self) -> bool {
         matches!(self.0, Kind::Directory(_))
+    }
+
+    /// Removes what an agent left that was killed while it wrote. Called before anything is written.
+    pub(crate) async fn sweep(&self) -> io::Result<()> {
+        match &self.0 {
+            Kind::Memory(_) => Ok(()),
+            Kind::Directory(dir) => {
+                let path = dir.path.clone();
+                blocking(move || {
+                    sweep(&path);
+                    Ok(())
+                })
+                .await
+            }
+        }
     }
 
     /// Every record; one that cannot be read is passed over with a warning.
@@ -164,7 +199,17 @@ impl Keep {
             Kind::Directory(dir) => {
                 let path = dir.join("vms").join(vm.to_string()).join("record.json");
                 let text = json(record)?;
-                blocking(move || replace(&path, &text, durable)).await
+                let number = dir.writes.fetch_add(1, Ordering::Relaxed) + 1;
+                let newest = Arc::clone(dir.newest.lock().entry(vm).or_default());
+                let write = move || {
+                    let mut newest = newest.lock();
+                    if *newest > number {
+                        return Ok(());
+                    }
+                    *newest = number;
+                    replace(&path, &text, durable)
+                };
+                blocking(write).await
             }
         }
     }
@@ -177,8 +222,15 @@ impl Keep {
                 Ok(())
             }
             Kind::Directory(dir) => {
+                let number = dir.writes.fetch_add(1, Ordering::Relaxed) + 1;
+                let newest = dir.newest.lock().remove(&vm).unwrap_or_default();
                 let dir = dir.join("vms").join(vm.to_string());
-                blocking(move || drop_dir(&dir)).await
+                let remove = move || {
+                    let mut newest = newest.lock();
+                    *newest = number;
+                    drop_dir(&dir)
+                };
+                blocking(remove).await
             }
         }
     }
@@ -307,7 +359,7 @@ where
     let mut all = HashMap::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension != "json") {
+        if is_unfinished(&path) {
             continue;
         }
         let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
@@ -324,7 +376,9 @@ where
 /// Replaces a file in one step. The directory is made when it is missing.
 fn replace(path: &Path, text: &[u8], durable: Durable) -> io::Result<()> {
     let dir = path.parent().ok_or_else(|| io::Error::other("a file without a directory"))?;
-    let temporary = path.with_extension("tmp");
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
     let write = || -> io::Result<()> {
         let mut file = std::fs::File::create(&temporary)?;
         file.write_all(text)?;
@@ -333,16 +387,36 @@ fn replace(path: &Path, text: &[u8], durable: Durable) -> io::Result<()> {
         }
         Ok(())
     };
-    if let Err(error) = write() {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Err(error);
+    let written = match write() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(dir).and_then(|()| write())
         }
-        std::fs::create_dir_all(dir)?;
-        write()?;
+        written => written,
+    };
+    if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, path)) {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
     }
-    std::fs::rename(&temporary, path)?;
     // The new name has to be durable too.
     if durable == Durable::Host { std::fs::File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+fn is_unfinished(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "tmp")
+}
+
+fn sweep(data_dir: &Path) {
+    let list = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let (vms, volumes) = (data_dir.join("vms"), data_dir.join("volumes"));
+    let dirs = list(&vms).into_iter().chain([data_dir.to_owned(), volumes]);
+    for path in dirs.flat_map(|dir| list(&dir)).filter(|path| is_unfinished(path)) {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::debug!(path = %path.display(), %error, "an unfinished record stays");
+        }
+    }
 }
 
 fn drop_dir(dir: &Path) -> io::Result<()> {
@@ -403,7 +477,11 @@ mod tests {
         let (good, bad) = (VmId::new(), VmId::new());
         keep.vm_put(good, &record(), Durable::Host).await.unwrap();
         keep.vm_put(bad, &record(), Durable::Host).await.unwrap();
-        std::fs::write(dir.path().join("vms").join(bad.to_string()).join("record.json"), b"{\"clo").unwrap();
+        let bad = dir.path().join("vms").join(bad.to_string());
+        std::fs::write(bad.join("record.json"), b"{\"clo").unwrap();
+        std::fs::write(bad.join("record.7-1.tmp"), b"{\"clo").unwrap();
+        keep.sweep().await.unwrap();
         assert_eq!(keep.vms().await.unwrap().into_keys().collect::<Vec<_>>(), [good]);
+        assert!(!bad.join("record.7-1.tmp").exists());
     }
 }

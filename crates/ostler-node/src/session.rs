@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::control_plane::{PlaneError, WorkStream};
 use crate::facts::is_news;
 use crate::host::{Backoff, Host, jitter, within};
-use crate::record::{Record, Seen};
+use crate::record::Seen;
 use crate::report::describe;
 use crate::stream;
 use crate::vm_handle::{Trust, VmHandle, Wanted};
@@ -235,7 +235,7 @@ fn want(host: &Arc<Host>, id: VmId, wanted: Wanted, compare: bool) {
     handle.want(wanted, compare);
     vms.insert(id, Arc::clone(&handle));
     drop(vms);
-    vm_task::spawn(host, handle, Record::default(), None);
+    vm_task::spawn(host, handle, None, None);
 }
 
 /// Sends what waits in the outbox, for as long as the agent lives.

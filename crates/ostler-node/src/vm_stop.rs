@@ -93,8 +93,9 @@ impl VmTask {
                 };
                 match event {
                     Ok(MachineEvent::Shutdown { .. } | MachineEvent::Exited) => return Off::Yes,
-                    // It may be among those that were missed.
-                    Err(_) => return Off::NotYet,
+                    // It may be among those that were missed. The button is not pressed sooner for that.
+                    Err(_) if matches!(machine.state().await, Ok(RunState::Shutdown)) => return Off::Yes,
+                    Err(_) => {}
                     Ok(
                         MachineEvent::Paused
                         | MachineEvent::Resumed
@@ -137,6 +138,7 @@ impl VmTask {
         })?;
         let generation = self.record.generation;
         self.record = Record { generation, ..Record::default() };
+        self.recorded = false;
         Ok(())
     }
 
@@ -164,9 +166,12 @@ impl VmTask {
                 .await?
                 .map_err(|error| fault::machine_failed("QEMU cannot be ended", &error))?;
         }
+        let ran = self.record.run.is_some();
         self.retire().await?;
-        self.record.ended = Some(Ended { cause, fault: None });
-        self.persist_or_warn(Durable::Agent).await;
+        if ran {
+            self.record.ended = Some(Ended { cause, fault: None });
+            self.persist_or_warn(Durable::Agent).await;
+        }
         Ok(())
     }
 

@@ -102,6 +102,8 @@ pub(crate) struct VmTask {
     pub(crate) host: Arc<Host>,
     pub(crate) handle: Arc<VmHandle>,
     pub(crate) record: Record,
+    /// Whether a record is kept, as it is now or as it was.
+    pub(crate) recorded: bool,
     /// What is wanted, once the control plane has said so.
     pub(crate) vm: Option<Arc<Vm>>,
     pub(crate) live: Option<Live>,
@@ -117,13 +119,18 @@ pub(crate) struct VmTask {
 }
 
 /// Starts the task of a VM.
-pub(crate) fn spawn(host: &Arc<Host>, handle: Arc<VmHandle>, record: Record, found: Option<Survey>) {
+pub(crate) fn spawn(host: &Arc<Host>, handle: Arc<VmHandle>, record: Option<Record>, found: Option<Survey>) {
     let span = tracing::info_span!(parent: None, "vm", vm = %handle.id, node = %host.config.node_name);
     host.spawn(supervise(Arc::clone(host), handle, record, found).instrument(span));
 }
 
 /// Runs the task; a fault of ours in it costs this VM a pause and nobody else anything.
-async fn supervise(host: Arc<Host>, handle: Arc<VmHandle>, mut record: Record, mut found: Option<Survey>) {
+async fn supervise(
+    host: Arc<Host>,
+    handle: Arc<VmHandle>,
+    mut record: Option<Record>,
+    mut found: Option<Survey>,
+) {
     let mut pause = PANIC_PAUSE.0;
     loop {
         let task = VmTask::new(Arc::clone(&host), Arc::clone(&handle), record);
@@ -133,18 +140,18 @@ async fn supervise(host: Arc<Host>, handle: Arc<VmHandle>, mut record: Record, m
         tracing::error!("the task of this VM panicked; it begins again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PANIC_PAUSE.1);
-        record =
-            host.config.keep.vms().await.ok().and_then(|mut all| all.remove(&handle.id)).unwrap_or_default();
+        record = host.config.keep.vms().await.ok().and_then(|mut all| all.remove(&handle.id));
         found = host.survey_one(handle.id.0).await.ok().flatten();
     }
 }
 
 impl VmTask {
-    fn new(host: Arc<Host>, handle: Arc<VmHandle>, record: Record) -> Self {
+    fn new(host: Arc<Host>, handle: Arc<VmHandle>, record: Option<Record>) -> Self {
         Self {
             host,
             handle,
-            record,
+            recorded: record.is_some(),
+            record: record.unwrap_or_default(),
             vm: None,
             live: None,
             stray: false,
@@ -340,6 +347,7 @@ impl VmTask {
 
     /// Writes the record.
     pub(crate) async fn persist(&mut self, durable: Durable) -> Result<(), Fault> {
+        self.recorded = true;
         let keep = &self.host.config.keep;
         let put = keep.vm_put(self.handle.id, &self.record, durable);
         let failed = |error: std::io::Error| {
@@ -538,7 +546,7 @@ impl VmTask {
 
     /// It is not wanted here. True once nothing of it is left.
     async fn leave(&mut self, cloud: Uuid, revision: u64, trust: Trust) -> bool {
-        if self.record.cloud.is_none() && self.live.is_none() && !self.stray {
+        if !self.recorded && self.live.is_none() && !self.stray {
             return true;
         }
         let ours = self.record.cloud == Some(cloud) && !self.record.estranged;

@@ -204,3 +204,21 @@ async fn answers_are_told_in_the_same_moment() {
     plane.done(vm, VmAction::Start).await;
     assert_eq!(before.elapsed(), Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn events_that_are_missed_press_no_button() {
+    let site = Site::new();
+    let _agent = site.agent();
+    let (plane, vm) = (&site.plane, site.plane.vm_create());
+    site.host.set_guest(vm.0, SimGuest { on_powerdown: OnPowerdown::Ignores, ..SimGuest::default() });
+    plane.done(vm, VmAction::Start).await;
+    let shutdown = plane.act(vm, VmAction::Shutdown { timeout: 60, force: false });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // More than the machine keeps for one that does not listen.
+    for _ in 0..10 {
+        site.host.io_error(vm.0, "disk0", false);
+    }
+    let outcome = plane.outcome(shutdown).await;
+    assert!(matches!(outcome, TaskOutcome::Failed { fault } if fault.code == "shutdown_timeout"));
+    assert_eq!(site.counts.presses.load(Ordering::Relaxed), 6);
+}

@@ -40,6 +40,7 @@ pub(crate) struct Life {
 pub(crate) struct Counts {
     pub(crate) starts: AtomicUsize,
     pub(crate) resets: AtomicUsize,
+    pub(crate) presses: AtomicUsize,
 }
 
 impl Life {
@@ -150,6 +151,7 @@ impl Machine for Mortal<Arc<dyn Machine>> {
         self.life.call(reset).await
     }
     async fn powerdown(&self) -> Result<()> {
+        self.life.counts.presses.fetch_add(1, Ordering::Relaxed);
         self.life.call(self.inner.powerdown()).await
     }
     async fn save(&self, to: &Path, progress: watch::Sender<Progress>) -> Result<()> {
