@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use ostler_api::operation::OperationPhase;
 use ostler_api::volume::{Volume, VolumePhase};
 use ostler_api::work::{Report, Reports, ReportsTaken, VmReport, VolumeReport, VolumeState};
-use ostler_api::{ApiError, Kind, Time};
+use ostler_api::{ApiError, Kind, Time, VolumeId};
 
 use crate::cache::Tables;
 use crate::caller::Caller;
@@ -14,7 +14,7 @@ use crate::commit::Change;
 use crate::event::target;
 use crate::operation::{Step, advance, begin};
 use crate::permission::{Owner, Verb};
-use crate::vm_act::{drop_volume, remove, swap_root};
+use crate::vm_act::{drop_volume, end_delete, swap_root};
 use crate::vm_report;
 
 /// Reports in one transaction: a store has limits on operations in one (etcd: 128).
@@ -42,15 +42,38 @@ impl Cloud {
                 Report::Volume(report) => volumes.push(report),
             }
         }
+        let gone: HashSet<VolumeId> = volumes
+            .iter()
+            .filter(|report| report.state == VolumeState::Gone)
+            .map(|report| report.volume)
+            .collect();
+        let owners = self.deleted_owners(&gone);
         // A volume's file has to be known before the VM that runs on it; and no key may be written twice in one
         // transaction, which a VM's end and a report on its volume would do.
         for chunk in distinct(volumes, |report| report.volume.0) {
             self.take(&mut taken, node, &chunk, volume_report).await?;
         }
+        for vm in owners {
+            self.commit(|tables, change| match tables.vms.get(vm) {
+                Some(vm) if vm.metadata.deleted.is_some() => end_delete(tables, change, vm, vm),
+                Some(_) | None => Ok(()),
+            })
+            .await?;
+        }
         for chunk in distinct(vms, |report| report.vm.0) {
             self.take(&mut taken, node, &chunk, vm_reported).await?;
         }
         Ok(taken)
+    }
+
+    /// The VMs that are being deleted and wait for these volumes.
+    fn deleted_owners(&self, volumes: &HashSet<VolumeId>) -> HashSet<uuid::Uuid> {
+        let tables = self.cache.read();
+        let owners = volumes.iter().filter_map(|id| tables.volumes.get((*id).into())?.spec.vm);
+        owners
+            .map(uuid::Uuid::from)
+            .filter(|vm| tables.vms.get(*vm).is_some_and(|vm| vm.metadata.deleted.is_some()))
+            .collect()
     }
 
     async fn take<R>(
@@ -121,16 +144,16 @@ fn vm_reported(
     if let Some(id) = outcome.restart {
         change.create(&begin(id, project, "vm.start", target(old.as_ref()), OperationPhase::Pending)?)?;
     }
-    match outcome.vm {
-        None => remove(tables, change, old)?,
-        Some(mut new) => {
-            if let Some(volume) = outcome.rebuilt {
-                swap_root(tables, change, &mut new, volume)?;
-            }
-            if new != **old {
-                change.update(old.as_ref(), &new)?;
-            }
-        }
+    let mut new = outcome.vm;
+    if outcome.ended {
+        end_delete(tables, change, old, &new)?;
+        return Ok(true);
+    }
+    if let Some(volume) = outcome.rebuilt {
+        swap_root(tables, change, &mut new, volume)?;
+    }
+    if new != **old {
+        change.update(old.as_ref(), &new)?;
     }
     Ok(true)
 }

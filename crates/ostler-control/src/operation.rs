@@ -63,6 +63,9 @@ pub(crate) fn advance(
         Step::Succeeded => {
             status.phase = OperationPhase::Succeeded;
             status.reason = None;
+            if let Some(progress) = &mut status.progress {
+                progress.done = progress.total.unwrap_or(progress.done);
+            }
         }
         Step::Failed(fault) => {
             status.phase = OperationPhase::Failed;

@@ -247,6 +247,26 @@ pub(crate) fn remove(tables: &Tables, change: &mut Change, vm: &Vm) -> Result<()
     )
 }
 
+/// Goes on with the deletion of a VM that its node has ended: first its own volumes, then, when none is left, the VM.
+pub(crate) fn end_delete(tables: &Tables, change: &mut Change, old: &Vm, new: &Vm) -> Result<(), ApiError> {
+    let owned = old.spec.disks.iter().filter(|disk| disk.owned);
+    let left = owned.filter_map(|disk| tables.volumes.get(disk.volume.into()));
+    // What no node holds is gone at once.
+    if left.filter(|volume| volume.status.node.is_some()).count() == 0 {
+        if let Some(task) = &old.status.task {
+            advance(tables, change, task.operation, Step::Succeeded)?;
+        }
+        return remove(tables, change, old);
+    }
+    for disk in old.spec.disks.iter().filter(|disk| disk.owned) {
+        drop_volume(tables, change, disk.volume)?;
+    }
+    if new != old {
+        change.update(old, new)?;
+    }
+    Ok(())
+}
+
 const fn power_after(action: &VmAction, now: Power) -> Power {
     match action {
         VmAction::Start | VmAction::Resume | VmAction::Reboot { .. } => Power::Running,

@@ -14,8 +14,10 @@ use crate::vm_create::task;
 /// What a report leads to.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
-    /// The VM as it is now; none when it is gone.
-    pub(crate) vm: Option<Vm>,
+    /// The VM as it is now.
+    pub(crate) vm: Vm,
+    /// Its node has nothing of it any more, and it is to be deleted.
+    pub(crate) ended: bool,
     pub(crate) operation: Option<(OperationId, Step)>,
     /// A start that the system itself asks for.
     pub(crate) restart: Option<OperationId>,
@@ -29,28 +31,31 @@ pub(crate) struct Outcome {
 /// Applies a report of the node that has the VM. A report older than what is known changes nothing.
 pub(crate) fn apply(vm: &Vm, report: &VmReport, now: Time) -> Outcome {
     let before = vm.status.observed.as_ref();
-    let mut out =
-        Outcome { vm: None, operation: None, restart: None, rebuilt: None, dropped: None, event: None };
     let mut new = vm.clone();
+    let mut out = Outcome {
+        vm: vm.clone(),
+        ended: false,
+        operation: None,
+        restart: None,
+        rebuilt: None,
+        dropped: None,
+        event: None,
+    };
     if before.is_some_and(|before| before.generation > report.observed.generation) {
-        out.vm = Some(new);
         return out;
     }
     new.status.observed = Some(report.observed.clone());
     new.status.node_silent = false;
     match (&vm.status.task, &report.answer) {
         (Some(task), Some(answer)) if answers(answer, task.operation, &task.action) => {
-            let action = task.action.clone();
-            if answered(&mut new, &mut out, &action, answer, now) {
-                return out;
-            }
+            answered(&mut new, &mut out, &task.action, answer, now);
         }
         (Some(_), _) => {}
         (None, _) => noticed(&mut new, &mut out, before, &report.observed, now),
     }
     settle(&mut new);
     mark_change(&new, &mut out, before.map_or(MachineState::Absent, |before| before.state));
-    out.vm = Some(new);
+    out.vm = new;
     out
 }
 
@@ -58,8 +63,8 @@ fn answers(answer: &TaskAnswer, operation: OperationId, action: &VmAction) -> bo
     answer.operation == operation && answer.action == action.name()
 }
 
-/// The node's answer to the task. True when the VM is gone.
-fn answered(new: &mut Vm, out: &mut Outcome, action: &VmAction, answer: &TaskAnswer, now: Time) -> bool {
+/// The node's answer to the task.
+fn answered(new: &mut Vm, out: &mut Outcome, action: &VmAction, answer: &TaskAnswer, now: Time) {
     let name = new.metadata.name.clone();
     match &answer.outcome {
         TaskOutcome::Progress { stage, done, total } => {
@@ -67,10 +72,8 @@ fn answered(new: &mut Vm, out: &mut Outcome, action: &VmAction, answer: &TaskAns
             out.operation = Some((answer.operation, Step::Progress(progress)));
         }
         TaskOutcome::Done => match action {
-            VmAction::Delete => {
-                out.operation = Some((answer.operation, Step::Succeeded));
-                return true;
-            }
+            // The operation ends with the VM, and that with its volumes.
+            VmAction::Delete => out.ended = true,
             VmAction::Rebuild { volume } => {
                 out.rebuilt = Some(*volume);
                 out.event = Some((Severity::Info, "vm.rebuilt", format!("VM {name} has a new root disk")));
@@ -114,7 +117,6 @@ fn answered(new: &mut Vm, out: &mut Outcome, action: &VmAction, answer: &TaskAns
             ));
         }
     }
-    false
 }
 
 /// Something happened that nobody asked for.
@@ -254,7 +256,7 @@ mod tests {
         let report =
             report(&vm, observed(6, MachineState::Running), Some((operation, "start", TaskOutcome::Done)));
         let out = apply(&vm, &report, Time::now());
-        let new = out.vm.unwrap();
+        let new = out.vm;
         assert_eq!(new.status.phase, VmPhase::Running);
         assert!(new.status.task.is_none());
         assert!(matches!(out.operation, Some((id, Step::Succeeded)) if id == operation));
@@ -269,7 +271,7 @@ mod tests {
             Some((OperationId::new(), "start", TaskOutcome::Done)),
         );
         let out = apply(&vm, &stale, Time::now());
-        assert_eq!(out.vm.unwrap().status.phase, VmPhase::Stopping);
+        assert_eq!(out.vm.status.phase, VmPhase::Stopping);
         assert!(out.operation.is_none());
     }
 
@@ -279,7 +281,7 @@ mod tests {
         let old =
             report(&vm, observed(4, MachineState::Absent), Some((operation, "stop", TaskOutcome::Done)));
         let out = apply(&vm, &old, Time::now());
-        assert_eq!(out.vm.unwrap(), vm);
+        assert_eq!(out.vm, vm);
         assert!(out.operation.is_none());
     }
 
@@ -288,7 +290,7 @@ mod tests {
         let (vm, _) = vm(None, Some(MachineState::Running));
         let mut seen = observed(6, MachineState::Absent);
         seen.end = Some(EndCause::GuestShutdown);
-        let new = apply(&vm, &report(&vm, seen, None), Time::now()).vm.unwrap();
+        let new = apply(&vm, &report(&vm, seen, None), Time::now()).vm;
         assert_eq!((new.status.phase, new.spec.power), (VmPhase::Stopped, Power::Stopped));
     }
 
@@ -298,7 +300,7 @@ mod tests {
         let mut seen = observed(6, MachineState::Absent);
         seen.end = Some(EndCause::Died);
         seen.fault = Some(Fault::new("qemu_died", "killed by signal 9"));
-        let new = apply(&vm, &report(&vm, seen, None), Time::now()).vm.unwrap();
+        let new = apply(&vm, &report(&vm, seen, None), Time::now()).vm;
         assert_eq!(new.status.phase, VmPhase::Error);
         assert_eq!(new.status.reason.unwrap().message, "killed by signal 9");
     }
@@ -328,7 +330,7 @@ mod tests {
             );
             let out = apply(&vm, &done, Time::now());
             assert_eq!(out.rebuilt, Some(volume));
-            let next = out.vm.unwrap().status.task.map(|task| (task.operation, task.action));
+            let next = out.vm.status.task.map(|task| (task.operation, task.action));
             assert_eq!(next, (power == Power::Running).then_some((operation, VmAction::Start)));
         }
     }
@@ -339,7 +341,7 @@ mod tests {
         let failed = TaskOutcome::Failed { fault: Fault::new("no_space", "disk full") };
         let report = report(&vm, observed(6, MachineState::Running), Some((operation, "suspend", failed)));
         let out = apply(&vm, &report, Time::now());
-        let new = out.vm.unwrap();
+        let new = out.vm;
         assert_eq!(new.status.phase, VmPhase::Running);
         assert!(matches!(out.operation, Some((_, Step::Failed(_)))));
     }
@@ -349,6 +351,8 @@ mod tests {
         let (vm, operation) = vm(Some(VmAction::Delete), Some(MachineState::Running));
         let done =
             report(&vm, observed(6, MachineState::Absent), Some((operation, "delete", TaskOutcome::Done)));
-        assert!(apply(&vm, &done, Time::now()).vm.is_none());
+        let out = apply(&vm, &done, Time::now());
+        assert!(out.ended);
+        assert!(out.operation.is_none(), "it ends with the volumes");
     }
 }

@@ -102,6 +102,13 @@ async fn the_work_stream_has_all_that_is_placed_and_then_the_changes() {
     test.answer("a", MachineState::Running, TaskOutcome::Done).await;
     test.cloud.vm_delete(&test.admin, None, "a", None, false).await.unwrap();
     test.answer("a", MachineState::Absent, TaskOutcome::Done).await;
+    let volume = test.cloud.get::<ostler_api::volume::Volume>(&test.admin, None, "a-root").unwrap();
+    let gone = ostler_api::work::VolumeReport {
+        volume: volume.metadata.id.into(),
+        state: ostler_api::work::VolumeState::Gone,
+    };
+    let reports = ostler_api::work::Reports { reports: vec![ostler_api::work::Report::Volume(gone)] };
+    test.cloud.node_reports(&test.admin, "n1", reports).await.unwrap();
     let mut seen = Vec::new();
     while !seen.iter().any(|line| matches!(line, WorkLine::VmGone { .. })) {
         seen.push(tokio::time::timeout(PATIENCE, work.next()).await.unwrap().unwrap());

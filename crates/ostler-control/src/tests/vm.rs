@@ -32,6 +32,14 @@ async fn running(test: &TestCloud, vm: &str) {
     test.answer(vm, MachineState::Running, TaskOutcome::Done).await;
 }
 
+/// The node has removed a volume's file.
+async fn volume_gone(test: &TestCloud, volume: &str) {
+    let volume = test.cloud.get::<Volume>(&test.admin, None, volume).unwrap();
+    let gone = VolumeReport { volume: volume.metadata.id.into(), state: VolumeState::Gone };
+    let reports = Reports { reports: vec![Report::Volume(gone)] };
+    test.cloud.node_reports(&test.admin, "n1", reports).await.unwrap();
+}
+
 async fn act(test: &TestCloud, vm: &str, request: VmActionRequest) -> Option<Operation> {
     test.cloud.vm_act(&test.admin, None, vm, request, None).await.unwrap().operation
 }
@@ -153,13 +161,16 @@ async fn delete_takes_the_volume_with_it_once_the_node_says_so() {
     let again = test.cloud.vm_delete(&test.admin, None, "a", None, false).await.unwrap().operation.unwrap();
     assert_eq!(operation.metadata.id, again.metadata.id, "the second joins the first");
     test.answer("a", MachineState::Absent, TaskOutcome::Done).await;
-    assert!(test.cloud.get::<Vm>(&test.admin, None, "a").is_err());
     let volume = test.cloud.get::<Volume>(&test.admin, None, "a-root").unwrap();
     assert_eq!(volume.status.phase, VolumePhase::Deleting);
-    let gone = VolumeReport { volume: volume.metadata.id.into(), state: VolumeState::Gone };
-    let reports = Reports { reports: vec![Report::Volume(gone)] };
-    test.cloud.node_reports(&test.admin, "n1", reports).await.unwrap();
+    assert_eq!(test.vm("a").status.phase, VmPhase::Deleting, "it is gone when all of it is gone");
+    volume_gone(&test, "a-root").await;
     assert!(test.cloud.get::<Volume>(&test.admin, None, "a-root").is_err());
+    assert!(test.cloud.get::<Vm>(&test.admin, None, "a").is_err());
+    let operation =
+        test.cloud.get::<Operation>(&test.admin, None, &operation.metadata.id.to_string()).unwrap();
+    assert_eq!(operation.status.phase, OperationPhase::Succeeded);
+    test.cloud.image_delete(&test.admin, None, "img", None).await.unwrap();
 }
 
 #[tokio::test]
@@ -321,5 +332,6 @@ async fn waiting_for_a_phase_ends_with_it_with_an_error_or_in_time() {
     let gone = wait("gone", 30_000);
     test.cloud.vm_delete(&test.admin, None, "a", None, false).await.unwrap();
     test.answer("a", MachineState::Absent, TaskOutcome::Done).await;
+    volume_gone(&test, "a-root").await;
     assert!(gone.await.unwrap().unwrap().is_none());
 }
