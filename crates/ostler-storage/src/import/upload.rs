@@ -1,6 +1,6 @@
 //! A staging file that survives restarts: bytes are appended, and `offset` tells where to go on.
 
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,11 @@ pub struct UploadSource {
     /// Names the version of the file: a strong `ETag` or a `Last-Modified` date, as the server wrote it.
     pub validator: String,
 }
+
+/// What uploads leave free of a file system, though never more than one part in [`RESERVE_PART`] of it. The control plane's
+/// database is often on the same one: filled to the last byte, not even deleting the image could be written down.
+const RESERVE_MAX: u64 = 64 << 20;
+const RESERVE_PART: u64 = 32;
 
 /// An upload in progress; only one holder at a time. Dropping it keeps what was written.
 #[derive(Debug)]
@@ -56,7 +61,9 @@ impl Upload {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), StorageError> {
         let (held, offset, len) = (self.held.clone(), self.offset, bytes.len() as u64);
         blocking::run("upload-write", move || {
-            held.file.write_all_at(&bytes, offset).context("write", &held.staging.upload())
+            check_room(&held.file, len)
+                .and_then(|()| held.file.write_all_at(&bytes, offset))
+                .context("write", &held.staging.upload())
         })
         .await?;
         self.offset += len;
@@ -97,4 +104,16 @@ impl Upload {
         self.mark = mark;
         Ok(())
     }
+}
+
+/// Refuses `bytes` more when they would eat into the reserve.
+fn check_room(file: &File, bytes: u64) -> io::Result<()> {
+    let stat = rustix::fs::fstatvfs(file)?;
+    let size = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    let reserve = RESERVE_MAX.min(size(stat.f_blocks) / RESERVE_PART);
+    // A file system that does not know its size has no reserve.
+    if reserve > 0 && size(stat.f_bavail) < bytes.saturating_add(reserve) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
 }

@@ -312,6 +312,24 @@ async fn a_full_disk_is_told_and_leaves_only_the_upload() {
     assert_eq!(error.code(), "no_space");
 }
 
+/// The control plane's database is often on the same file system and must be able to record a delete.
+#[tokio::test]
+async fn an_upload_leaves_the_last_bytes_to_others() {
+    let Some(tmpfs) = Tmpfs::mount(16 * MIB) else { return };
+    let store = ImageStore::open(tmpfs.path()).unwrap();
+    let mut upload = store.upload("u").await.unwrap();
+    let piece = Bytes::from(noise(MIB / 8));
+    let error = loop {
+        if let Err(error) = upload.write(piece.clone()).await {
+            break error;
+        }
+    };
+    assert_eq!(error.code(), "no_space");
+    assert!(upload.offset() > 14 * MIB as u64, "{}", upload.offset());
+    upload.sync().await.unwrap();
+    fs::write(tmpfs.path().join("database"), vec![1; MIB / 4]).unwrap();
+}
+
 #[tokio::test]
 async fn a_missing_tool_is_told() {
     let dir = tempfile::tempdir().unwrap();
