@@ -137,7 +137,7 @@ fn adopt(host: &Arc<Host>, mut records: HashMap<VmId, crate::record::Record>, fo
         }
         let handle = VmHandle::new(id);
         host.vms.lock().insert(id, Arc::clone(&handle));
-        vm_task::spawn(host, handle, records.remove(&id), found.remove(&id));
+        vm_task::spawn(host, handle, records.remove(&id).map(Box::new), found.remove(&id));
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ostler_api::Name;
 use ostler_api::metadata::Labels;
 
-use crate::record::Keep;
+use crate::keep::Keep;
 
 #[derive(Debug, Clone)]
 pub struct AgentConfig {

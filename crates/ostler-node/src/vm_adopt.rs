@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use crate::fault;
 use crate::host::within;
+use crate::keep::Durable;
 use crate::machine_spec::accelerator_back;
-use crate::record::{Durable, Ended, Hardware, Run};
+use crate::record::{Ended, Hardware, Run};
 use crate::vm_task::{Live, Sight, VmTask};
 
 impl VmTask {

@@ -9,7 +9,7 @@ use ostler_qemu::Machine;
 
 use crate::fault;
 use crate::host::within;
-use crate::record::Durable;
+use crate::keep::Durable;
 use crate::vm_task::{Outcome, Sight, VmTask};
 
 impl VmTask {

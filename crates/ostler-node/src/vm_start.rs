@@ -14,9 +14,10 @@ use ostler_qemu::{Machine, MachineSpec, StartError, StartOptions};
 use crate::fault;
 use crate::host::{Host, within};
 use crate::images::image_ref;
+use crate::keep::Durable;
 use crate::machine_spec::{Parts, accelerator_back, machine_spec};
 use crate::ports::ports_check;
-use crate::record::{Durable, Hardware};
+use crate::record::Hardware;
 use crate::vm_suspend::PROGRESS_EVERY;
 use crate::vm_task::{Outcome, Sight, VmTask};
 

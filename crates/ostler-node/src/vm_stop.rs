@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use crate::console_log::older;
 use crate::fault;
 use crate::host::within;
-use crate::record::{Durable, Ended, Record, blocking};
+use crate::keep::{Durable, blocking};
+use crate::record::{Ended, Record};
 use crate::vm_task::{Outcome, Sight, VmTask};
 
 impl VmTask {
@@ -137,7 +138,7 @@ impl VmTask {
             fault::fault("io", format!("{} cannot be removed: {error}", dir.display()))
         })?;
         let generation = self.record.generation;
-        self.record = Record { generation, ..Record::default() };
+        *self.record = Record { generation, ..Record::default() };
         self.recorded = false;
         Ok(())
     }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::fault;
 use crate::host::within;
-use crate::record::{Durable, blocking};
+use crate::keep::{Durable, blocking};
 use crate::vm_task::{Outcome, Sight, VmTask};
 
 /// Between two words on how far a save is.

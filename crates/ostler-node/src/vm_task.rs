@@ -21,7 +21,7 @@ use ostler_api::vm::{EndCause, MachineState, Vm, VmObserved};
 use ostler_api::vm_action::{VmAction, VmTask as Task};
 use ostler_api::work::{Report, TaskAnswer, TaskOutcome, VmReport};
 use ostler_api::{Fault, Time, VmId};
-use ostler_qemu::{ExitReport, Machine, MachineEvent, RunState, Survey};
+use ostler_qemu::{Machine, MachineEvent, Survey};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
@@ -30,15 +30,12 @@ use uuid::Uuid;
 
 use crate::fault;
 use crate::host::{Host, jitter, within};
-use crate::record::{Answered, Durable, Ended, Record};
+use crate::keep::Durable;
+use crate::record::{Answered, Record};
 use crate::vm_handle::{Trust, VmHandle, Wanted};
 
-/// Console logs are begun anew beyond this.
-const CONSOLE_LOG_MAX: u64 = 4 << 20;
-/// A console log is looked after with every so many looks at the machine.
-const LOOKS_PER_ROTATION: u32 = 6;
 /// Between two attempts at what must succeed in the end, and between looks where none are configured.
-const RETRY: Duration = Duration::from_secs(2);
+pub(crate) const RETRY: Duration = Duration::from_secs(2);
 /// Pauses after a panic of the task.
 const PANIC_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -101,7 +98,7 @@ impl Live {
 pub(crate) struct VmTask {
     pub(crate) host: Arc<Host>,
     pub(crate) handle: Arc<VmHandle>,
-    pub(crate) record: Record,
+    pub(crate) record: Box<Record>,
     /// Whether a record is kept, as it is now or as it was.
     pub(crate) recorded: bool,
     /// What is wanted, once the control plane has said so.
@@ -112,14 +109,19 @@ pub(crate) struct VmTask {
     pub(crate) sight: Sight,
     /// What was reported last.
     told: Option<Sight>,
-    look_at: Option<Instant>,
-    looks: u32,
-    repeat_at: Option<Instant>,
-    retry_at: Option<Instant>,
+    pub(crate) look_at: Option<Instant>,
+    pub(crate) looks: u32,
+    pub(crate) repeat_at: Option<Instant>,
+    pub(crate) retry_at: Option<Instant>,
 }
 
 /// Starts the task of a VM.
-pub(crate) fn spawn(host: &Arc<Host>, handle: Arc<VmHandle>, record: Option<Record>, found: Option<Survey>) {
+pub(crate) fn spawn(
+    host: &Arc<Host>,
+    handle: Arc<VmHandle>,
+    record: Option<Box<Record>>,
+    found: Option<Survey>,
+) {
     let span = tracing::info_span!(parent: None, "vm", vm = %handle.id, node = %host.config.node_name);
     host.spawn(supervise(Arc::clone(host), handle, record, found).instrument(span));
 }
@@ -128,25 +130,26 @@ pub(crate) fn spawn(host: &Arc<Host>, handle: Arc<VmHandle>, record: Option<Reco
 async fn supervise(
     host: Arc<Host>,
     handle: Arc<VmHandle>,
-    mut record: Option<Record>,
+    mut record: Option<Box<Record>>,
     mut found: Option<Survey>,
 ) {
     let mut pause = PANIC_PAUSE.0;
     loop {
         let task = VmTask::new(Arc::clone(&host), Arc::clone(&handle), record);
-        if AssertUnwindSafe(task.run(found)).catch_unwind().await.is_ok() {
+        // Boxed: tens of thousands of these wait in one process.
+        if AssertUnwindSafe(Box::pin(task.run(found))).catch_unwind().await.is_ok() {
             return;
         }
         tracing::error!("the task of this VM panicked; it begins again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PANIC_PAUSE.1);
-        record = host.config.keep.vms().await.ok().and_then(|mut all| all.remove(&handle.id));
+        record = host.config.keep.vms().await.ok().and_then(|mut all| all.remove(&handle.id)).map(Box::new);
         found = host.survey_one(handle.id.0).await.ok().flatten();
     }
 }
 
 impl VmTask {
-    fn new(host: Arc<Host>, handle: Arc<VmHandle>, record: Option<Record>) -> Self {
+    fn new(host: Arc<Host>, handle: Arc<VmHandle>, record: Option<Box<Record>>) -> Self {
         Self {
             host,
             handle,
@@ -285,7 +288,7 @@ impl VmTask {
     }
 
     /// Reports what is seen together with the last answer.
-    fn repeat_answer(&mut self) {
+    pub(crate) fn repeat_answer(&mut self) {
         let answer = self.record.answered.clone().map(|last| TaskAnswer {
             operation: last.operation,
             action: last.action,
@@ -365,185 +368,6 @@ impl VmTask {
         }
     }
 
-    async fn wait(&mut self) {
-        self.schedule();
-        let next = [self.look_at, self.repeat_at, self.retry_at].into_iter().flatten().min();
-        let timer = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        let happened = async {
-            match &mut self.live {
-                None => std::future::pending().await,
-                Some(live) => {
-                    let machine = Arc::clone(&live.machine);
-                    tokio::select! {
-                        event = live.event() => Happened::Event(event),
-                        report = machine.exited() => Happened::Exited(report),
-                    }
-                }
-            }
-        };
-        let happened = tokio::select! {
-            biased;
-            () = self.handle.rung() => return,
-            () = self.host.stopping.cancelled() => return,
-            happened = happened => happened,
-            () = timer => Happened::Timer,
-        };
-        Box::pin(self.react(happened)).await;
-    }
-
-    /// Sets the time of the next look.
-    fn schedule(&mut self) {
-        let every = match self.host.config.look_every {
-            every if self.stray => every.or(Some(RETRY)),
-            every => every.filter(|_| self.live.is_some()),
-        };
-        self.look_at = match (self.look_at, every) {
-            (_, None) => None,
-            (Some(at), Some(_)) => Some(at),
-            (None, Some(every)) => Some(Instant::now() + jitter(every)),
-        };
-    }
-
-    async fn react(&mut self, happened: Happened) {
-        match happened {
-            Happened::Timer => self.due().await,
-            Happened::Exited(report) => self.died(&report).await,
-            Happened::Event(Ok(MachineEvent::IoError { disk, reason, nospace })) => {
-                self.sight = Sight {
-                    fault: Some(io_error(&disk, &reason, nospace)),
-                    ..Sight::of(MachineState::IoError)
-                };
-            }
-            Happened::Event(Ok(MachineEvent::Exited)) => {
-                if let Some(machine) = self.live.as_ref().map(|live| Arc::clone(&live.machine))
-                    && let Ok(report) =
-                        within("the machine's end", self.host.config.times.end, machine.exited()).await
-                {
-                    self.died(&report).await;
-                }
-            }
-            Happened::Event(Ok(MachineEvent::Powerdown)) => {}
-            Happened::Event(Ok(
-                MachineEvent::Paused
-                | MachineEvent::Resumed
-                | MachineEvent::Reset { .. }
-                | MachineEvent::Shutdown { .. }
-                | MachineEvent::Panicked,
-            ))
-            | Happened::Event(Err(RecvError::Lagged(_) | RecvError::Closed)) => self.look().await,
-        }
-    }
-
-    async fn due(&mut self) {
-        let now = Instant::now();
-        if self.look_at.take_if(|at| *at <= now).is_some() {
-            if self.stray {
-                let found = self.host.survey_one(self.id().0).await;
-                match found {
-                    Ok(found) => self.adopt(found).await,
-                    Err(fault) => tracing::debug!(reason = fault.message, "still not known what runs"),
-                }
-            } else {
-                self.look().await;
-                self.rotate().await;
-            }
-        }
-        if self.repeat_at.take_if(|at| *at <= now).is_some() && self.record.answered.is_some() {
-            self.repeat_answer();
-        }
-        // What is to be tried again stands in the inbox; waking up is enough.
-        self.retry_at.take_if(|at| *at <= now);
-    }
-
-    async fn rotate(&mut self) {
-        self.looks = self.looks.wrapping_add(1);
-        if let Some(live) = &self.live
-            && self.looks.is_multiple_of(LOOKS_PER_ROTATION)
-        {
-            let rotate = live.machine.rotate_console_log(CONSOLE_LOG_MAX);
-            match within("looking after the console log", self.host.config.times.ask, rotate).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = fault::chain(&error), "the console log grows on"),
-                Err(late) => tracing::warn!(error = late.message, "the console log grows on"),
-            }
-        }
-    }
-
-    /// Asks the machine how it is. Its answer becomes what is seen.
-    pub(crate) async fn look(&mut self) {
-        let Some(machine) = self.live.as_ref().map(|live| Arc::clone(&live.machine)) else { return };
-        let answer = within("asking QEMU for its state", self.host.config.times.ask, machine.state()).await;
-        let reason = match answer {
-            Ok(Ok(state)) => return self.apply(state).await,
-            Ok(Err(error)) => fault::chain(&error),
-            Err(late) => late.message,
-        };
-        match machine.exited().now_or_never() {
-            Some(report) => self.died(&report).await,
-            None => self.see_unresponsive(&reason),
-        }
-    }
-
-    pub(crate) fn see_unresponsive(&mut self, reason: &str) {
-        // The first reason stays: what is seen has not changed with the wording.
-        if self.sight.state != MachineState::Unresponsive {
-            let fault = Some(fault::unresponsive(reason));
-            self.sight = Sight { fault, ..Sight::of(MachineState::Unresponsive) };
-        }
-    }
-
-    async fn apply(&mut self, state: RunState) {
-        let machine_state = match state {
-            RunState::Running | RunState::Sleeping => MachineState::Running,
-            RunState::Paused | RunState::Saving | RunState::Saved => MachineState::Paused,
-            RunState::Prelaunch | RunState::Restoring => MachineState::Starting,
-            RunState::IoError => MachineState::IoError,
-            RunState::Panicked | RunState::InternalError => MachineState::Panicked,
-            RunState::Shutdown => return self.guest_off().await,
-        };
-        if self.sight.state == machine_state {
-            return;
-        }
-        let fault = match state {
-            RunState::Panicked => Some(fault::fault(
-                "guest_panicked",
-                "the guest's kernel panicked; see ostler vm log, then reset it: ostler vm stop and start",
-            )),
-            RunState::InternalError => Some(fault::fault(
-                "qemu_internal_error",
-                "QEMU met a fault it cannot go on from; stop and start the VM",
-            )),
-            RunState::IoError => Some(io_error("", "", false)),
-            _ => None,
-        };
-        self.sight = Sight { fault, ..Sight::of(machine_state) };
-    }
-
-    /// The guest has powered itself off: its process has done its work.
-    async fn guest_off(&mut self) {
-        match self.end(EndCause::GuestShutdown).await {
-            Ok(()) => self.sight = Sight::absent(Some(EndCause::GuestShutdown), None),
-            Err(fault) => self.sight = Sight { fault: Some(fault), ..Sight::of(MachineState::Unresponsive) },
-        }
-    }
-
-    /// The process is gone and nobody asked for it.
-    pub(crate) async fn died(&mut self, report: &ExitReport) {
-        let fault = fault::died(report);
-        tracing::warn!(reason = fault.message, "QEMU died");
-        if let Err(fault) = self.retire().await {
-            tracing::warn!(reason = fault.message, "what is left of the machine stays");
-        }
-        self.record.ended = Some(Ended { cause: EndCause::Died, fault: Some(fault) });
-        self.persist_or_warn(Durable::Agent).await;
-        self.sight = self.rest();
-    }
-
     /// It is not wanted here. True once nothing of it is left.
     async fn leave(&mut self, cloud: Uuid, revision: u64, trust: Trust) -> bool {
         if !self.recorded && self.live.is_none() && !self.stray {
@@ -592,37 +416,10 @@ impl VmTask {
         }
         drop(vms);
         let generation = self.record.generation;
-        self.record = Record { generation, ..Record::default() };
+        *self.record = Record { generation, ..Record::default() };
         self.vm = None;
         self.told = None;
         self.sight = Sight::absent(None, None);
         false
-    }
-}
-
-#[derive(Debug)]
-enum Happened {
-    Event(Result<MachineEvent, RecvError>),
-    Exited(ExitReport),
-    Timer,
-}
-
-fn io_error(disk: &str, reason: &str, nospace: bool) -> Fault {
-    let disk = if disk.is_empty() { "a disk".to_owned() } else { format!("disk {disk}") };
-    let reason = if reason.is_empty() { "an I/O error" } else { reason };
-    if nospace {
-        fault::fault(
-            "disk_full",
-            format!(
-                "{disk} has no space left in the node's pool; free some, then start the VM: ostler vm start"
-            ),
-        )
-    } else {
-        fault::fault(
-            "disk_error",
-            format!(
-                "{disk} reported {reason} and the guest waits; mend it, then start the VM: ostler vm start"
-            ),
-        )
     }
 }

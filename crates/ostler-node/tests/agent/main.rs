@@ -5,6 +5,7 @@ mod crash;
 mod ends;
 mod faults;
 mod guard;
+mod images;
 mod many;
 mod plane;
 mod random;
