@@ -138,8 +138,17 @@ impl ApiError {
     pub fn not_found(kind: crate::Kind, name: &str) -> Self {
         // A stranger's text goes back into our sentence: bounded.
         let name: String = name.chars().take(80).collect();
-        Self::new(ErrorCode::NotFound, format!("there is no {kind} {name:?} here"))
-            .hint(format!("list what there is: ostler {kind} list"))
+        let error = Self::new(ErrorCode::NotFound, format!("there is no {kind} {name:?} here"));
+        match kind {
+            crate::Kind::Project => error,
+            crate::Kind::Event => error.hint("see what there is: ostler events"),
+            crate::Kind::Node
+            | crate::Kind::Image
+            | crate::Kind::Volume
+            | crate::Kind::Vm
+            | crate::Kind::Operation
+            | crate::Kind::Token => error.hint(format!("see what there is: ostler {kind} list")),
+        }
     }
 
     pub fn conflict(detail: impl Into<String>) -> Self {

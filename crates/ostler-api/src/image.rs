@@ -86,7 +86,7 @@ pub struct ImageUse {
     pub virtual_size: ByteSize,
 }
 
-/// A new image. With `url` the server fetches it; else upload with `PUT /v1/images/{image}/data`.
+/// A new image. With `url` the server fetches it; else upload with `PUT /v1/images/{image}/upload`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageCreate {

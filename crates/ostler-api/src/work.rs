@@ -39,6 +39,10 @@ pub enum WorkLine {
     ImageGone {
         sha256: String,
     },
+    /// The checksums of all images there are, before `Synced`: a cached file of any other is not needed.
+    Images {
+        sha256: Vec<String>,
+    },
     /// All that is placed here has been sent; what the agent has besides is not wanted.
     Synced {
         revision: u64,

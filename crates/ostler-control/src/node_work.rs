@@ -1,5 +1,6 @@
 //! What a node's agent is told: everything that is placed on it, then every change, over one stream.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,9 @@ fn snapshot(tables: &Tables, node: &Name, cloud: uuid::Uuid) -> Vec<WorkLine> {
         let vms = on_node.vms.iter().filter_map(|id| tables.vms.get(*id));
         lines.extend(vms.map(|vm| WorkLine::Vm { vm: Box::new(Vm::clone(vm)) }));
     }
+    let images = tables.images.iter().filter_map(|image| image.status.data.as_ref());
+    let sha256: BTreeSet<&str> = images.map(|data| data.sha256.as_str()).collect();
+    lines.push(WorkLine::Images { sha256: sha256.into_iter().map(str::to_owned).collect() });
     lines.push(WorkLine::Synced { revision });
     lines
 }

@@ -35,7 +35,8 @@ fn check(request: &TokenCreate) -> Result<(), ApiError> {
                 return Err(ApiError::invalid(
                     "project",
                     format!("a {} token needs a project", request.role),
-                ));
+                )
+                .hint("name one: --project default"));
             }
             if request.node.is_some() {
                 return Err(ApiError::invalid("node", "only a node token has a node"));

@@ -172,6 +172,16 @@ pub(crate) fn check_publish(publish: &[Publish]) -> Result<(), ApiError> {
                 return Err(ApiError::invalid(format!("publish[{index}].{field}"), "a port is 1 to 65535"));
             }
         }
+        if one.host_addr.is_ipv6() {
+            return Err(ApiError::invalid(
+                format!("publish[{index}].host_addr"),
+                format!(
+                    "{} is an IPv6 address; QEMU's user-mode network publishes on IPv4 only",
+                    one.host_addr
+                ),
+            )
+            .hint("publish on an IPv4 address, such as 127.0.0.1 or 0.0.0.0"));
+        }
         let same = |other: &Publish| {
             other.protocol == one.protocol
                 && other.host_port == one.host_port

@@ -99,6 +99,23 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The cached images that are not among `known`: deleted while nobody told this node.
+    pub(crate) async fn images_besides(&self, known: &[String]) -> Vec<ImageRef> {
+        let listed =
+            within("listing the pool's images", self.config.times.pool, self.pool.image_list()).await;
+        let why = match listed {
+            Ok(Ok(cached)) => {
+                return cached.into_iter().filter(|image| !known.contains(&image.sha256)).collect();
+            }
+            Ok(Err(error)) => fault::chain(&error),
+            Err(late) => late.message,
+        };
+        tracing::warn!(error = why, "the pool's images cannot be listed");
+        Vec::new()
+    }
+}
+
 /// Counts what passes.
 struct Counted {
     reader: Box<dyn AsyncRead + Send + Unpin>,

@@ -185,6 +185,19 @@ impl View {
                 let host_task = Arc::clone(host);
                 host.spawn(async move { host_task.image_drop(&sha256).await });
             }
+            WorkLine::Images { sha256 } => {
+                // Only the word of a store that may be believed; the cache is what is lost otherwise.
+                if matches!(self.trust, Trust::Listed) {
+                    // Looked at now: what later lines bring here is none of this list's business.
+                    let unknown = host.images_besides(&sha256).await;
+                    let host_task = Arc::clone(host);
+                    host.spawn(async move {
+                        for image in unknown {
+                            host_task.image_drop(&image.sha256).await;
+                        }
+                    });
+                }
+            }
             WorkLine::Synced { revision } => self.synced(host, revision).await,
             WorkLine::Stream { stream } => stream::open(host, stream),
             WorkLine::Bookmark { revision } => {

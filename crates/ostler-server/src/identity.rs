@@ -3,6 +3,7 @@
 //! What always holds: on the unix socket the kernel vouches for the user; everywhere else there is a bearer token.
 
 use std::fmt;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::middleware::Next;
@@ -117,6 +118,23 @@ pub(crate) fn still_valid(cloud: &Cloud, caller: &Caller) -> Result<(), ApiError
         Ok(_) | Err(_) => {
             Err(ApiError::new(ErrorCode::Unauthenticated, "the token has expired or was revoked"))
         }
+    }
+}
+
+/// How often the token behind an endless answer is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Ends when the server stops, or soon after the caller's token is no longer good.
+pub(crate) async fn let_go(app: App, caller: Caller) {
+    let closing = app.shutdown.closing.clone();
+    let revoked = async {
+        while still_valid(&app.cloud, &caller).is_ok() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = closing.cancelled() => {}
+        () = revoked => {}
     }
 }
 

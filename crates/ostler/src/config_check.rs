@@ -19,7 +19,8 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<(), CliError> {
     let ConfigCommand::Check(args) = command;
     let settings = Settings::load(&args.settings)?;
     let none = || "none".to_owned();
-    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map_or_else(none, |p| p.display().to_string());
+    let path =
+        |path: &Option<std::path::PathBuf>| path.as_ref().map_or_else(none, |p| p.display().to_string());
     let rows = [
         ("settings file", path(&settings.file)),
         ("data directory", settings.data_dir.display().to_string()),
@@ -39,6 +40,10 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<(), CliError> {
                 settings.cloud.scheduler.spread
             ),
         ),
+        ("private URLs", if settings.cloud.fetch_private { "allowed" } else { "refused" }.to_owned()),
+        ("operations kept", format!("{} s", settings.cloud.operations_kept.as_secs())),
+        ("events kept", format!("{} s", settings.cloud.events_kept.as_secs())),
+        ("connections", settings.server.limits.max_connections.to_string()),
         ("largest image", settings.cloud.image_max.to_string()),
         ("node lease", format!("{} s", settings.cloud.node_lease.as_secs())),
     ];

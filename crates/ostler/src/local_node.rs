@@ -49,7 +49,8 @@ pub(crate) async fn token_of(cloud: &Arc<Cloud>, data_dir: &Path, node: &Name) -
     {
         return Ok(secret);
     }
-    let failed = |error: ostler_api::ApiError| CliError::failed("the node gets no token").why(error.to_string());
+    let failed =
+        |error: ostler_api::ApiError| CliError::failed("the node gets no token").why(error.to_string());
     let admin = cloud.caller_local();
     let request = token_request(node);
     match cloud.token_delete(&admin, request.name.as_str()).await {
@@ -79,7 +80,8 @@ pub(crate) fn save_token(data_dir: &Path, secret: &str) -> Result<(), CliError> 
         fs::rename(&new, &path)
     };
     write().map_err(|error: std::io::Error| {
-        CliError::failed(format!("the node's token cannot be written to {}", path.display())).why(error.to_string())
+        CliError::failed(format!("the node's token cannot be written to {}", path.display()))
+            .why(error.to_string())
     })
 }
 

@@ -248,7 +248,8 @@ impl Settings {
 }
 
 fn refused(error: SettingsError) -> CliError {
-    CliError::usage(error.to_string()).hint("see docs/operations.md for all settings; ostler config check tries them")
+    CliError::usage(error.to_string())
+        .hint("see docs/operations.md for all settings; ostler config check tries them")
 }
 
 /// The file that is named, else the first that exists.
@@ -283,17 +284,23 @@ fn cloud(
     let ratio = |setting: &'static str, given: Option<f64>, default: f64| match given {
         None => Ok(default),
         Some(ratio) if ratio.is_finite() && ratio > 0.0 && ratio <= 1000.0 => Ok(ratio),
-        Some(ratio) => {
-            Err(SettingsError::Value { setting, why: format!("{ratio} is not a ratio above 0 and up to 1000") })
-        }
+        Some(ratio) => Err(SettingsError::Value {
+            setting,
+            why: format!("{ratio} is not a ratio above 0 and up to 1000"),
+        }),
     };
-    config.scheduler.cpu_ratio = ratio("scheduler.cpu_ratio", scheduler.cpu_ratio, config.scheduler.cpu_ratio)?;
+    config.scheduler.cpu_ratio =
+        ratio("scheduler.cpu_ratio", scheduler.cpu_ratio, config.scheduler.cpu_ratio)?;
     config.scheduler.memory_ratio =
         ratio("scheduler.memory_ratio", scheduler.memory_ratio, config.scheduler.memory_ratio)?;
-    config.scheduler.disk_ratio = ratio("scheduler.disk_ratio", scheduler.disk_ratio, config.scheduler.disk_ratio)?;
+    config.scheduler.disk_ratio =
+        ratio("scheduler.disk_ratio", scheduler.disk_ratio, config.scheduler.disk_ratio)?;
     if let Some(spread) = scheduler.spread {
         if !spread.is_finite() {
-            return Err(SettingsError::Value { setting: "scheduler.spread", why: format!("{spread} is no number") });
+            return Err(SettingsError::Value {
+                setting: "scheduler.spread",
+                why: format!("{spread} is no number"),
+            });
         }
         config.scheduler.spread = spread;
     }
@@ -335,7 +342,9 @@ fn loopback(addr: Option<SocketAddr>) -> Result<Option<SocketAddr>, SettingsErro
     match addr {
         Some(addr) if !addr.ip().is_loopback() => Err(SettingsError::Value {
             setting: "plain_http",
-            why: format!("{addr} is not a loopback address, and HTTP without TLS can be read on the way; use listen"),
+            why: format!(
+                "{addr} is not a loopback address, and HTTP without TLS can be read on the way; use listen"
+            ),
         }),
         Some(_) | None => Ok(addr),
     }
@@ -369,7 +378,9 @@ fn node(name: Option<Name>, file: &Node) -> Result<NodeSettings, SettingsError> 
         first => {
             return Err(SettingsError::Value {
                 setting: "node.first_uid",
-                why: format!("{count} user ids from {first} on are not free for machines; 0 switches this off"),
+                why: format!(
+                    "{count} user ids from {first} on are not free for machines; 0 switches this off"
+                ),
             });
         }
     };
@@ -412,7 +423,8 @@ mod tests {
     #[test]
     fn the_command_line_comes_before_the_file() {
         let given = Overrides { data_dir: Some("/a".into()), ..Overrides::default() };
-        let settings = merged("data_dir = \"/b\"\nlog = \"debug\"\n[limits]\nnode_lease = \"1m\"", &given).unwrap();
+        let settings =
+            merged("data_dir = \"/b\"\nlog = \"debug\"\n[limits]\nnode_lease = \"1m\"", &given).unwrap();
         assert_eq!(settings.data_dir, PathBuf::from("/a"));
         assert_eq!(settings.log, "debug");
         assert_eq!(settings.cloud.node_lease, Duration::from_secs(60));
@@ -443,7 +455,8 @@ mod tests {
     #[test]
     fn the_example_in_the_documentation_is_valid() {
         let page = include_str!("../../../docs/operations.md");
-        let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let example =
+            page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
         let given = Overrides::default();
         merged(example, &given).unwrap();
     }

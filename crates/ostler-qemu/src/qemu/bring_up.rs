@@ -98,14 +98,20 @@ async fn run_steps(
         answer.await.map_err(|error| (stage, error))?;
     }
     if cold_boot && has_hotplug {
-        reset_done(&mut events).await.map_err(other)?;
+        seen(&mut events, |event| matches!(event, MachineEvent::Reset { .. })).await.map_err(other)?;
     }
     if let Some(state) = state {
         restore(&connection, state).await.map_err(other)?;
     }
     machine.mark_ready().map_err(|error| other(QmpError::Connect(std::io::Error::other(error))))?;
     if !paused {
-        connection.execute(&Cont {}).await.map_err(other)?;
+        let answer = connection.submit(&Cont {}).answer();
+        // The event comes when the CPUs run; the answer only when QEMU's main loop gets a turn beside them.
+        tokio::select! {
+            biased;
+            result = answer => { result.map_err(other)?; }
+            result = seen(&mut events, |event| matches!(event, MachineEvent::Resumed)) => result.map_err(other)?,
+        }
     }
     Ok(())
 }
@@ -137,10 +143,15 @@ fn plug_all(connection: &Connection, hotplug: Vec<PlugStep>) -> Vec<Step> {
         .collect()
 }
 
-async fn reset_done(events: &mut broadcast::Receiver<MachineEvent>) -> Result<(), QmpError> {
+/// Waits for an event; one that was missed because there were too many counts as seen.
+async fn seen(
+    events: &mut broadcast::Receiver<MachineEvent>,
+    wanted: fn(&MachineEvent) -> bool,
+) -> Result<(), QmpError> {
     loop {
         match events.recv().await {
-            Ok(MachineEvent::Reset { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => return Ok(()),
+            Ok(event) if wanted(&event) => return Ok(()),
+            Err(broadcast::error::RecvError::Lagged(_)) => return Ok(()),
             Ok(MachineEvent::Exited) | Err(broadcast::error::RecvError::Closed) => {
                 return Err(QmpError::Closed);
             }

@@ -1,7 +1,6 @@
 //! `/v1/nodes`: what people see of them, and what their agents say and hear.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::Path;
 use axum::response::{IntoResponse, Response};
@@ -19,15 +18,12 @@ use crate::app::App;
 use crate::ask::{Ask, IfMatchHeader, NoFields, WaitOnly};
 use crate::extract::{Act, IfMatch, Json, Params};
 use crate::file::{Sending, read_error, send_file};
-use crate::identity::still_valid;
+use crate::identity::let_go;
 use crate::lines::{json_lines, list_or_watch};
 use crate::openapi::Problems;
 use crate::problem::Failure;
 use crate::socket::Upgrade;
 use crate::wait::{self, single};
-
-/// How often a work stream's token is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -136,18 +132,7 @@ async fn node_heartbeat(
 async fn node_work(ask: Ask, Path(node): Path<String>) -> Result<Response, Failure> {
     let Ask { app, caller } = ask;
     let work = app.cloud.node_work(&caller, &node).await?;
-    let closing = app.shutdown.closing.clone();
-    let revoked = async move {
-        while still_valid(&app.cloud, &caller).is_ok() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
-    let end = async move {
-        tokio::select! {
-            () = closing.cancelled() => {}
-            () = revoked => {}
-        }
-    };
+    let end = let_go(app, caller);
     Ok(json_lines(work.take_until(Box::pin(end))))
 }
 

@@ -16,6 +16,7 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::ask::{Ask, Scope};
 use crate::extract::Params;
+use crate::identity::let_go;
 use crate::openapi::Problems;
 use crate::problem::Failure;
 use crate::socket::Upgrade;
@@ -114,6 +115,6 @@ async fn vm_log(ask: Ask, Path(vm): Path<String>, Params(query): Params<Log>) ->
         let chunk = end.rx.recv().await?;
         Some((Ok::<Bytes, std::convert::Infallible>(chunk), end))
     });
-    let body = Body::from_stream(chunks.take_until(ask.app.shutdown.closing.clone().cancelled_owned()));
+    let body = Body::from_stream(chunks.take_until(Box::pin(let_go(ask.app, ask.caller))));
     Ok(([(CONTENT_TYPE, "text/plain")], body).into_response())
 }
