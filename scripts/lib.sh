@@ -111,9 +111,20 @@ rust_is_good() {
   [[ -n $version ]] && have cargo && version_at_least "$version" "$(wanted_rust)"
 }
 
-# Finds cargo, or installs it from the distribution's packages: rustup (Debian 13, Ubuntu 24.04), else a rustc that is new enough.
+# candidate PACKAGE: the version that apt would install, up to the first character that is no digit or dot.
+candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9.]*\).*/\1/p'; }
+
+# packaged PACKAGE WANTED: whether apt would install that version or a newer one.
+packaged() {
+  local version
+  version=$(candidate "$1")
+  [[ -n $version ]] && version_at_least "$version" "$2"
+}
+
+# Finds cargo, or installs it from the distribution's packages: a rustc that is new enough, rustup (Debian 13, Ubuntu
+# 24.04), or the newer rustc that Debian 12 keeps for building browsers (it comes without clippy).
 ensure_rust() {
-  local wanted candidate
+  local wanted
   wanted=$(wanted_rust)
   [[ ! -d $HOME/.cargo/bin ]] || PATH=$HOME/.cargo/bin:$PATH
   if rust_is_good; then
@@ -127,12 +138,13 @@ ensure_rust() {
   elif is_root && have apt-get; then
     apt-get update -q >/dev/null 2>&1 </dev/null || true
     PACKAGE_LISTS_FRESH=yes
-    candidate=$(apt-cache policy rustc 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9.]*\).*/\1/p')
-    if [[ -n $candidate ]] && version_at_least "$candidate" "$wanted"; then
+    if packaged rustc "$wanted"; then
       need_packages rustc cargo rustfmt rust-clippy
     elif apt-cache show rustup >/dev/null 2>&1; then
       need_packages rustup
       rustup default stable
+    elif packaged rustc-web "$wanted"; then
+      need_packages rustc-web cargo-web rustfmt-web
     fi
   fi
   hash -r
