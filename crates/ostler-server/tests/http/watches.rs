@@ -143,6 +143,7 @@ async fn a_nodes_work_comes_as_lines() {
     let token = site.token(json!({"name": "agent", "role": "node", "node": "n1"})).await;
     let mut work = Lines::of(site.get("/v1/nodes/n1/work").via(Via::Tls2).token(&token).open().await);
     assert_eq!(work.next().await.unwrap()["type"], "hello");
+    assert_eq!(work.news().await["type"], "images");
     assert_eq!(work.news().await["type"], "synced");
     site.shutdown.cancel();
     while work.next().await.is_some() {}
