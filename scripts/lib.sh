@@ -140,7 +140,7 @@ ensure_rust() {
     PACKAGE_LISTS_FRESH=yes
     if packaged rustc "$wanted"; then
       need_packages rustc cargo rustfmt rust-clippy
-    elif apt-cache show rustup >/dev/null 2>&1; then
+    elif [[ -n $(candidate rustup) ]]; then
       need_packages rustup
       rustup default stable
     elif packaged rustc-web "$wanted"; then
