@@ -61,6 +61,20 @@ async fn a_second_opener_is_refused_and_told_by_whom() {
     open(&path).unwrap();
 }
 
+/// A server that was killed while it started another process leaves its lock to that one for a moment.
+#[test]
+fn a_lock_that_is_just_being_given_up_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.db");
+    drop(SqliteStore::open(SqliteOptions::new(&path)).unwrap());
+    let heir = File::open(directory.path().join("state.db.lock")).unwrap();
+    rustix::fs::flock(&heir, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let opening = std::thread::spawn(move || SqliteStore::open(SqliteOptions::new(&path)).map(drop));
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    drop(heir);
+    opening.join().unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_watch_does_not_keep_the_file_locked() {
     let (_directory, path) = place();

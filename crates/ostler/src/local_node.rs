@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ostler_api::token::{Role, TokenCreate};
 use ostler_api::{ErrorCode, Name};
@@ -85,22 +86,31 @@ pub(crate) fn save_token(data_dir: &Path, secret: &str) -> Result<(), CliError> 
     })
 }
 
+/// How long a held lock is asked for again. An agent that was killed while it started a QEMU leaves its lock to that
+/// child until the child executes its program, which is soon.
+const HANDOVER: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Keeps a second agent off the same machines for as long as it lives.
-fn lock(dir: &Path) -> Result<fs::File, CliError> {
+async fn lock(dir: &Path) -> Result<fs::File, CliError> {
     let path = dir.join("agent.lock");
     let open = || fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = open().map_err(|error| {
         CliError::failed(format!("{} cannot be opened", path.display())).why(error.to_string())
     })?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        CliError::failed(format!("another agent runs on {}", dir.display()))
-            .hint("one agent serves a data directory; stop the other, or serve with --no-node")
-    })?;
+    let began = Instant::now();
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if began.elapsed() >= HANDOVER {
+            return Err(CliError::failed(format!("another agent runs on {}", dir.display()))
+                .hint("one agent serves a data directory; stop the other, or serve with --no-node"));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
     Ok(file)
 }
 
 /// Starts the agent. It speaks with the server through its unix socket, with the node's own rights.
-pub(crate) fn spawn(
+pub(crate) async fn spawn(
     settings: &Settings,
     node: &NodeSettings,
     token: String,
@@ -108,11 +118,11 @@ pub(crate) fn spawn(
     stop: CancellationToken,
 ) -> Result<JoinHandle<()>, CliError> {
     let socket = settings.data_dir.join(data_dir::SOCKET);
-    spawn_for(settings, node, Target::Unix(socket), token, images, stop)
+    spawn_for(settings, node, Target::Unix(socket), token, images, stop).await
 }
 
 /// The same for a server that is elsewhere.
-pub(crate) fn spawn_for(
+pub(crate) async fn spawn_for(
     settings: &Settings,
     node: &NodeSettings,
     target: Target,
@@ -122,7 +132,7 @@ pub(crate) fn spawn_for(
 ) -> Result<JoinHandle<()>, CliError> {
     let dir = node_dir(&settings.data_dir);
     private_dir(&dir)?;
-    let lock = lock(&dir)?;
+    let lock = lock(&dir).await?;
     let client = Client::connect(target, Credentials::token(token))
         .map_err(|error| CliError::failed("the agent cannot reach the server").why(error.to_string()))?;
     let pool = DirPool::open(dir.join("pool"))
@@ -146,4 +156,22 @@ pub(crate) fn spawn_for(
             tracing::error!(error = &error as &dyn std::error::Error, "the node agent cannot run");
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_agent_at_a_time_and_a_dying_one_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).await.unwrap();
+        assert!(lock(dir.path()).await.unwrap_err().text().contains("another agent runs on"));
+        // What a child of a killed agent still holds.
+        let (second, ()) = tokio::join!(lock(dir.path()), async {
+            tokio::time::sleep(PAUSE * 5).await;
+            drop(first);
+        });
+        second.unwrap();
+    }
 }

@@ -41,7 +41,7 @@ async fn agent(settings: Settings, node: NodeSettings) -> Result<(), CliError> {
         token = token(&settings, &node, &socket) => token?,
     };
     let images = settings.data_dir.join("images");
-    let agent = local_node::spawn(&settings, &node, token, Some(images), shutdown)?;
+    let agent = local_node::spawn(&settings, &node, token, Some(images), shutdown).await?;
     let _ = agent.await;
     Ok(())
 }

@@ -50,7 +50,7 @@ async fn serve(settings: Settings, simulated: usize) -> Result<(), CliError> {
     let mut agents = Vec::new();
     if let Some(node) = &settings.node {
         let token = local_node::token_of(&cloud, dir, &node.name).await?;
-        agents.push(local_node::spawn(&settings, node, token, Some(dir.join("images")), stop.clone())?);
+        agents.push(local_node::spawn(&settings, node, token, Some(dir.join("images")), stop.clone()).await?);
     }
     for agent in crate::simulated::spawn(&cloud, simulated, &dir.join("simulated"), &stop).await? {
         agents.push(agent);
