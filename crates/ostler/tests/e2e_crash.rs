@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use e2e::{Random, TestServer, ends, is_alive, wait_until};
+use e2e::{Random, TestServer, calm, ends, is_alive, wait_until};
 use ostler_api::vm::Vm;
 use ostler_api::vm_phase::VmPhase;
 
@@ -171,21 +171,33 @@ const ROUND: [&[&str]; 7] = [
 /// Longer than any of them takes when nothing is in its way.
 const LONGEST: Duration = Duration::from_millis(900);
 
-/// Everything that was begun has ended, and each VM has the processes that its phase promises.
+/// What is not as it must be once everything that was begun has ended.
+fn unrest(server: &TestServer) -> Vec<String> {
+    let mut found = Vec::new();
+    let (vms, qemus): (Vec<Vm>, _) = (server.json(&["vm", "list"]), server.qemus());
+    for vm in &vms {
+        let status = &vm.status;
+        if !status.phase.is_settled() || status.task.is_some() {
+            found.push(format!("it is {} with task {:?}", status.phase, status.task));
+        }
+        let has = qemus.iter().filter(|(id, _)| *id == vm.metadata.id).count();
+        let must = usize::from(matches!(status.phase, VmPhase::Running | VmPhase::Paused));
+        if has != must {
+            found.push(format!("it is {} with {has} QEMUs", status.phase));
+        }
+    }
+    let strange = qemus.iter().filter(|(id, _)| !vms.iter().any(|vm| vm.metadata.id == *id));
+    found.extend(strange.map(|(id, pid)| format!("QEMU {pid} of {id}, which there is not")));
+    let unfinished = server.operations().into_iter().filter(|operation| !operation.status.phase.is_final());
+    found.extend(
+        unfinished.map(|operation| format!("{} is {}", operation.spec.action, operation.status.phase)),
+    );
+    found
+}
+
+/// Waits until each VM has the processes that its phase promises, nothing is under way and nothing went wrong.
 fn converges(server: &TestServer) {
-    wait_until("everything that was begun ends", || {
-        let vms: Vec<Vm> = server.json(&["vm", "list"]);
-        let calm = vms.iter().all(|vm| vm.status.phase.is_settled() && vm.status.task.is_none());
-        let qemus = server.qemus();
-        let of = |vm: &Vm| qemus.iter().filter(|(id, _)| *id == vm.metadata.id).count();
-        let true_to_phase = vms.iter().all(|vm| match vm.status.phase {
-            VmPhase::Running | VmPhase::Paused => of(vm) == 1,
-            _ => of(vm) == 0,
-        });
-        let known = qemus.iter().all(|(id, _)| vms.iter().any(|vm| vm.metadata.id == *id));
-        let ended = server.operations().iter().all(|operation| operation.status.phase.is_final());
-        calm && true_to_phase && known && ended
-    });
+    calm("everything that was begun ends", || unrest(server));
     let vms: Vec<Vm> = server.json(&["vm", "list"]);
     for vm in vms {
         assert_ne!(vm.status.phase, VmPhase::Error, "{:?}", vm.status.reason);

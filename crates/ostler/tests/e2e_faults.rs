@@ -152,7 +152,7 @@ impl SmallDisk {
         let options = format!("size={size}");
         let mount =
             Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).output();
-        mount.is_ok_and(|output| output.status.success()).then_some(Self(dir))
+        mount.is_ok_and(|output| output.status.success()).then(|| Self(dir))
     }
 
     /// Takes all of the room but `left` bytes.

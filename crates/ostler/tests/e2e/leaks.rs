@@ -7,7 +7,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::TestServer;
-use super::wait::wait_until;
+use super::wait::calm;
 
 impl TestServer {
     /// Deletes all VMs and waits until the host is clean. Takes the server, since nothing comes after this.
@@ -17,15 +17,10 @@ impl TestServer {
         if !names.is_empty() {
             self.ok(&[&["vm", "delete", "--wait"], &names[..]].concat());
         }
-        self.wait_until_clean();
+        calm("nothing is left of the VMs", || self.leaks());
         let status = self.sigterm();
         assert!(status.success(), "the server ended with {status}");
         assert!(!self.socket().exists(), "the socket is left");
-    }
-
-    fn wait_until_clean(&self) {
-        let mut left = Vec::new();
-        wait_until_clean_or_say(&mut left, || self.leaks());
     }
 
     /// What is there although there is no VM.
@@ -45,16 +40,6 @@ impl TestServer {
         left.extend(unfinished.map(|operation| format!("operation {}", operation.spec.action)));
         left
     }
-}
-
-fn wait_until_clean_or_say(left: &mut Vec<String>, look: impl Fn() -> Vec<String>) {
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_until("nothing is left of the VMs", || {
-            *left = look();
-            left.is_empty()
-        });
-    }));
-    assert!(outcome.is_ok(), "left behind: {left:?}");
 }
 
 fn entries(dir: &Path, counts: impl Fn(&str) -> bool) -> Vec<String> {

@@ -21,4 +21,4 @@ pub(crate) use http::{Response, answer_of, http};
 pub(crate) use process::{ends, is_alive};
 pub(crate) use random::Random;
 pub(crate) use server::{Done, TestServer, cli_command};
-pub(crate) use wait::{PATIENCE, wait_for, wait_until};
+pub(crate) use wait::{PATIENCE, calm, wait_for, wait_until};
