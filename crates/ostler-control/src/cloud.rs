@@ -61,6 +61,11 @@ impl Cloud {
         config: CloudConfig,
     ) -> Result<Arc<Self>, OpenError> {
         schema(store.as_ref()).await?;
+        if config.sole_server {
+            // A server that was killed could not give up its lead, and its lease would keep us from acting.
+            let (TxnOutcome::Committed { .. } | TxnOutcome::Conflict { .. }) =
+                store.txn(Txn::new().delete(keys::LEADER)).await?;
+        }
         let id = cloud_id(store.as_ref()).await?;
         default_project(store.as_ref()).await?;
         let (items, revision) = load(store.as_ref()).await?;

@@ -10,6 +10,8 @@ pub struct CloudConfig {
     pub scheduler: SchedulerConfig,
     /// A node that has not sent a heartbeat for this long is unreachable.
     pub node_lease: Duration,
+    /// No other server can use this store, because it is locked: what an earlier one held is free at once.
+    pub sole_server: bool,
     /// How long the acting controller may be silent before another takes over.
     pub leader_lease: Duration,
     /// Largest virtual size of an image.
@@ -33,6 +35,7 @@ impl Default for CloudConfig {
         Self {
             scheduler: SchedulerConfig::default(),
             node_lease: Duration::from_secs(15),
+            sole_server: false,
             leader_lease: Duration::from_secs(10),
             image_max: ByteSize::gib(16 * 1024),
             fetch_private: false,

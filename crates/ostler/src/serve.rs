@@ -78,7 +78,9 @@ async fn open(settings: &Settings) -> Result<Arc<Cloud>, CliError> {
         .map_err(|error| CliError::failed(error.to_string()))?;
     let images = ImageStore::open(dir.join("images"))
         .map_err(|error| CliError::failed("the image directory cannot be used").why(error.to_string()))?;
-    Cloud::open(store, Arc::new(images), settings.cloud.clone())
+    // The database is ours alone for as long as it is open.
+    let config = ostler_control::CloudConfig { sole_server: true, ..settings.cloud.clone() };
+    Cloud::open(store, Arc::new(images), config)
         .await
         .map_err(|error| CliError::failed("the cloud's state cannot be opened").why(error.to_string()))
 }

@@ -188,6 +188,22 @@ async fn one_control_plane_acts_and_another_takes_over() {
 }
 
 #[tokio::test]
+async fn the_only_server_acts_at_once_after_a_killed_one() {
+    let test = TestCloud::new().await;
+    let store = Arc::clone(&test.cloud.store);
+    // What a killed server leaves: a lead that nobody gives up, with a lease of an hour.
+    let lease = store.lease_grant(Duration::from_secs(3600)).await.unwrap();
+    let held = ostler_store::Txn::new().put_leased(crate::keys::LEADER, "", lease);
+    assert!(matches!(store.txn(held).await.unwrap(), ostler_store::TxnOutcome::Committed { .. }));
+    let config = CloudConfig { sole_server: true, ..CloudConfig::default() };
+    let again = crate::Cloud::open(store, Arc::clone(&test.cloud.images), config).await.unwrap();
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    again.run_controllers(stop);
+    until(&test, "it leads", || again.metrics().contains("\nostler_controller_leader 1\n")).await;
+}
+
+#[tokio::test]
 async fn what_is_opened_again_is_as_it_was() {
     let test = TestCloud::new().await;
     test.image("img").await;
