@@ -172,14 +172,17 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.core.feed.close();
-        self.core.jobs.close();
-        self.core.requests.close();
-        // The writer last: the connection that closes last takes the log into the file.
-        for thread in self.readers.drain(..).chain(self.writer.take()) {
+        let join = |thread: JoinHandle<()>| {
             if thread.join().is_err() {
                 tracing::error!(path = %self.core.path.display(), "a thread of the store panicked");
             }
-        }
+        };
+        // The connection that closes last takes the log into the file. When several close at once, each finds that it is
+        // not alone and none does; so the writer closes when the readers have.
+        self.core.jobs.close();
+        self.readers.drain(..).for_each(join);
+        self.core.requests.close();
+        self.writer.take().into_iter().for_each(join);
     }
 }
 
