@@ -120,8 +120,6 @@ fn show(spec: &MachineSpec, restore: bool) -> String {
     text += "\nplugged in\n";
     for step in hotplug {
         match step {
-            HotPlug::AddFd { set, source } => writeln!(text, "add-fd {set} {source:?}"),
-            HotPlug::GetFd { name, source } => writeln!(text, "getfd {name} {source:?}"),
             HotPlug::Blockdev { node, .. } => {
                 writeln!(text, "blockdev-add {}", serde_json::to_string(&node).unwrap())
             }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ostler_qemu::MachineSpec;
-use ostler_qemu::args::{FdUse, HostFacts, HotPlug, plan};
+use ostler_qemu::args::{FIRST_FD, FdUse, HostFacts, HotPlug, plan};
 
 /// The command line of `spec`, with its sockets in `dir`.
 pub(crate) fn command_line(spec: &MachineSpec, dir: &Path) -> Vec<OsString> {
@@ -21,10 +21,19 @@ pub(crate) fn command_line(spec: &MachineSpec, dir: &Path) -> Vec<OsString> {
     };
     let plan = plan(spec, &facts);
     let mut args: Vec<String> = Vec::new();
+    let mut sets: Vec<(String, String)> = Vec::new();
     let mut planned = plan.args.into_iter().map(|arg| arg.into_string().unwrap());
     while let Some(arg) = planned.next() {
         match arg.as_str() {
-            "-add-fd" => drop(planned.next()),
+            "-add-fd" => {
+                let value = planned.next().unwrap();
+                let (fd, set) = value.strip_prefix("fd=").unwrap().split_once(",set=").unwrap();
+                let number = fd.parse::<i32>().unwrap() - FIRST_FD;
+                if let FdUse::DiskLayer { disk, layer } = plan.inherit[usize::try_from(number).unwrap()] {
+                    let path = spec.disks[disk].layers[layer].path.display().to_string();
+                    sets.push((format!("/dev/fdset/{set}"), path));
+                }
+            }
             "-chardev" => {
                 let value = planned.next().unwrap();
                 let socket = if value.contains("id=qmp") { "qmp" } else { "serial0" };
@@ -34,16 +43,8 @@ pub(crate) fn command_line(spec: &MachineSpec, dir: &Path) -> Vec<OsString> {
             _ => args.push(arg),
         }
     }
-    let mut sets: Vec<(String, String)> = Vec::new();
     for step in plan.hotplug {
         match step {
-            HotPlug::AddFd { set, source } => {
-                if let FdUse::DiskLayer { disk, layer, .. } = source {
-                    let path = spec.disks[disk].layers[layer].path.display().to_string();
-                    sets.push((format!("/dev/fdset/{set}"), path));
-                }
-            }
-            HotPlug::GetFd { .. } => {}
             HotPlug::Blockdev { node, .. } => {
                 let mut node = json(&node);
                 for (set, path) in &sets {

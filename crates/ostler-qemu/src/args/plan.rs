@@ -56,11 +56,10 @@ pub enum FdUse {
     },
 }
 
-/// A step over QMP before the virtual CPUs run.
+/// A step over QMP before the virtual CPUs run. The descriptors that it names are inherited: passed over the socket, each
+/// would cost a turn of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HotPlug {
-    AddFd { set: u32, source: FdUse },
-    GetFd { name: String, source: FdUse },
     Blockdev { disk: usize, node: BlockNode },
     Netdev { netdev: Netdev },
     Device(Device),
@@ -272,12 +271,7 @@ impl Builder<'_> {
             let hot = disk.bus == DiskBus::Virtio && self.hot_pluggable();
             let first_set = set;
             for layer in 0..disk.layers.len() {
-                let source = FdUse::DiskLayer { disk: number, layer };
-                if hot {
-                    self.plan.hotplug.push(HotPlug::AddFd { set, source });
-                } else {
-                    self.inherit_set(set, source);
-                }
+                self.inherit_set(set, FdUse::DiskLayer { disk: number, layer });
                 set += 1;
             }
             let node = disk_node(disk, first_set);
@@ -310,7 +304,6 @@ impl Builder<'_> {
     fn nics(&mut self) {
         let hot = self.hot_pluggable();
         for (number, nic) in self.spec.nics.iter().enumerate() {
-            let tap = FdUse::Tap { nic: number };
             let netdev = match &nic.backend {
                 NicBackend::User { forwards, hostname } => Netdev::User {
                     id: format!("net-{}", nic.id),
@@ -325,13 +318,8 @@ impl Builder<'_> {
                         })
                         .collect(),
                 },
-                NicBackend::Tap { .. } if hot => {
-                    let name = format!("tap-{}", nic.id);
-                    self.plan.hotplug.push(HotPlug::GetFd { name: name.clone(), source: tap });
-                    Netdev::Tap { id: format!("net-{}", nic.id), fd: name, vhost: false }
-                }
                 NicBackend::Tap { .. } => {
-                    let fd = self.inherit(tap);
+                    let fd = self.inherit(FdUse::Tap { nic: number });
                     Netdev::Tap { id: format!("net-{}", nic.id), fd: fd.to_string(), vhost: false }
                 }
             };

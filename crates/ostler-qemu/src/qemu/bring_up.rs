@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::{sleep, timeout};
 
 use super::faults::{self, Stage};
-use super::launch::{Launched, PlugStep};
+use super::launch::Launched;
 use super::machine::{KILL_DEADLINE, QemuMachine};
 use crate::args::HotPlug;
 use crate::config::QemuConfig;
@@ -19,8 +19,8 @@ use crate::error::{Error, QmpError, StartError};
 use crate::machine::{ExitReason, Machine, MachineEvent};
 use crate::process::pidfd::Patience;
 use crate::qmp::commands::{
-    AddFd, BlockdevAdd, Command, Cont, DeviceAdd, GetFd, MigrateIncoming, MigrationStatus, NetdevAdd,
-    QueryMigrate, SystemReset,
+    BlockdevAdd, Command, Cont, DeviceAdd, GetFd, MigrateIncoming, MigrationStatus, NetdevAdd, QueryMigrate,
+    SystemReset,
 };
 use crate::qmp::{Connection, Pending};
 use crate::spec::{MachineSpec, StartOptions};
@@ -77,7 +77,7 @@ fn step<C: Command + 'static>(stage: Stage, pending: Pending<C>) -> Step {
 async fn run_steps(
     machine: &QemuMachine,
     ready: Pending<crate::qmp::commands::QmpCapabilities>,
-    hotplug: Vec<PlugStep>,
+    hotplug: Vec<HotPlug>,
     state: Option<Arc<OwnedFd>>,
     paused: bool,
 ) -> Result<(), (Stage, QmpError)> {
@@ -116,29 +116,20 @@ async fn run_steps(
     Ok(())
 }
 
-fn plug_all(connection: &Connection, hotplug: Vec<PlugStep>) -> Vec<Step> {
+fn plug_all(connection: &Connection, hotplug: Vec<HotPlug>) -> Vec<Step> {
     let mut stage_of_device = Stage::Other;
     hotplug
         .into_iter()
-        .map(|(plug, fd)| match (plug, fd) {
-            (HotPlug::AddFd { set, .. }, Some(fd)) => {
-                step(Stage::Other, connection.submit_fd(&AddFd { fdset_id: set }, fd))
-            }
-            (HotPlug::GetFd { name, .. }, Some(fd)) => {
-                step(Stage::Other, connection.submit_fd(&GetFd { fdname: name }, fd))
-            }
-            (HotPlug::AddFd { .. } | HotPlug::GetFd { .. }, None) => {
-                unreachable!("the launch opens a descriptor for each of these")
-            }
-            (HotPlug::Blockdev { disk, node }, _) => {
+        .map(|plug| match plug {
+            HotPlug::Blockdev { disk, node } => {
                 stage_of_device = Stage::Disk(disk);
                 step(Stage::Disk(disk), connection.submit(&BlockdevAdd(node)))
             }
-            (HotPlug::Netdev { netdev }, _) => {
+            HotPlug::Netdev { netdev } => {
                 stage_of_device = Stage::Nic;
                 step(Stage::Nic, connection.submit(&NetdevAdd(netdev)))
             }
-            (HotPlug::Device(device), _) => step(stage_of_device, connection.submit(&DeviceAdd(device))),
+            HotPlug::Device(device) => step(stage_of_device, connection.submit(&DeviceAdd(device))),
         })
         .collect()
 }

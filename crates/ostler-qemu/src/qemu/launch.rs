@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::probe::Capabilities;
 use super::users::Users;
-use crate::args::{FdUse, HostFacts, HotPlug, LaunchPlan, plan};
+use crate::args::{FdUse, HostFacts, HotPlug, plan};
 use crate::config::QemuConfig;
 use crate::error::{Error, StartError};
 use crate::firmware;
@@ -33,9 +33,6 @@ pub(super) struct LaunchContext {
     pub(super) users: Users,
 }
 
-/// A step over QMP with the descriptor that goes with it.
-pub(super) type PlugStep = (HotPlug, Option<Arc<OwnedFd>>);
-
 /// A process that executes QEMU and holds the machine's lock.
 #[derive(Debug)]
 pub(super) struct Launched {
@@ -44,7 +41,7 @@ pub(super) struct Launched {
     pub(super) pidfd: Pidfd,
     /// Connected; QEMU accepts it when it gets there.
     pub(super) qmp: UnixStream,
-    pub(super) hotplug: Vec<PlugStep>,
+    pub(super) hotplug: Vec<HotPlug>,
     pub(super) restore_from: Option<Arc<OwnedFd>>,
 }
 
@@ -120,7 +117,6 @@ fn launch_locked(
     let stdin = File::open("/dev/null").map_err(StartError::io("opening /dev/null"))?;
     let opener = Opener { context, spec, dir, uid };
     let inherit = plan.inherit.iter().map(|source| opener.open(*source)).collect::<Result<Vec<_>, _>>()?;
-    let hotplug = opener.for_hotplug(&plan)?;
     let restore_from =
         opts.restore_from.as_deref().map(|path| open_for("the saved state", path, false)).transpose()?;
     let qmp = dir.connect(QMP_SOCKET).map_err(StartError::io("connecting to the monitor's socket"))?;
@@ -155,7 +151,14 @@ fn launch_locked(
         });
     }
     let pidfd = spawn(&setup).map_err(|error| spawn_failed(error, spec, host, dir))?;
-    Ok(Launched { dir: dir.clone(), record, pidfd, qmp, hotplug, restore_from: restore_from.map(Arc::new) })
+    Ok(Launched {
+        dir: dir.clone(),
+        record,
+        pidfd,
+        qmp,
+        hotplug: plan.hotplug,
+        restore_from: restore_from.map(Arc::new),
+    })
 }
 
 fn default_cpu(accelerator: Accelerator) -> &'static str {
@@ -252,20 +255,6 @@ impl Opener<'_> {
                 NicBackend::User { .. } => unreachable!("the plan names taps only for tap NICs"),
             },
         }
-    }
-
-    fn for_hotplug(&self, plan: &LaunchPlan) -> Result<Vec<PlugStep>, StartError> {
-        let mut steps = Vec::with_capacity(plan.hotplug.len());
-        for step in &plan.hotplug {
-            let fd = match step {
-                HotPlug::AddFd { source, .. } | HotPlug::GetFd { source, .. } => {
-                    Some(Arc::new(self.open(*source)?))
-                }
-                HotPlug::Blockdev { .. } | HotPlug::Netdev { .. } | HotPlug::Device(_) => None,
-            };
-            steps.push((step.clone(), fd));
-        }
-        Ok(steps)
     }
 
     fn lock(&self) -> Result<OwnedFd, StartError> {

@@ -29,7 +29,7 @@ macro_rules! command {
     };
 }
 
-command!(QmpCapabilities "qmp_capabilities" -> Done {});
+command!(QmpCapabilities "qmp_capabilities" -> Done { enable: &'static [&'static str] });
 command!(QueryVersion "query-version" -> VersionInfo {});
 command!(QueryMachines "query-machines" -> Vec<MachineInfo> {});
 command!(QueryStatus "query-status" -> StatusInfo {});
@@ -38,10 +38,6 @@ command!(Cont "cont" -> Done {});
 command!(SystemReset "system_reset" -> Done {});
 command!(SystemPowerdown "system_powerdown" -> Done {});
 command!(Quit "quit" -> Done {});
-command!(
-    /// Sent with a descriptor.
-    AddFd "add-fd" -> AddedFd { fdset_id: u32 }
-);
 command!(
     /// Sent with a descriptor, which `fdname` then names in the commands that follow.
     GetFd "getfd" -> Done { fdname: String }

@@ -81,6 +81,7 @@ impl Connection {
             inbox,
             inbox_open: true,
             unsent: VecDeque::new(),
+            handing_over: None,
             waiting: HashMap::new(),
             decoder: Decoder::default(),
             events,
@@ -91,7 +92,9 @@ impl Connection {
             task.run(&task_closed).await;
         });
         let connection = Self { requests, next_id: Arc::new(AtomicU64::new(1)), closed, timeout };
-        let ready = connection.submit(&QmpCapabilities {});
+        // With out-of-band execution QEMU reads the next command while it works on the last; without, every one of a chain
+        // waits for two of its threads to wake each other. Every QEMU since 4.0 offers it on a socket.
+        let ready = connection.submit(&QmpCapabilities { enable: &["oob"] });
         (connection, ready)
     }
 
@@ -166,6 +169,9 @@ struct Task {
     inbox: mpsc::Receiver<Request>,
     inbox_open: bool,
     unsent: VecDeque<Unsent>,
+    /// The command that took a descriptor along and has no answer yet. QEMU holds the descriptor that came last for the
+    /// command that asks next, so a second one waits until the first has arrived.
+    handing_over: Option<u64>,
     waiting: HashMap<u64, oneshot::Sender<Result<Value, Refusal>>>,
     decoder: Decoder,
     events: EventSink,
@@ -173,6 +179,7 @@ struct Task {
 }
 
 struct Unsent {
+    id: u64,
     bytes: Vec<u8>,
     written: usize,
     fd: Option<Arc<OwnedFd>>,
@@ -212,7 +219,7 @@ impl Task {
             let step = tokio::select! {
                 request = self.inbox.recv(), if take_more => Step::Submitted(request),
                 ready = self.stream.readable() => Step::Readable(ready),
-                ready = self.stream.writable(), if !self.unsent.is_empty() => Step::Writable(ready),
+                ready = self.stream.writable(), if self.may_write() => Step::Writable(ready),
             };
             match step {
                 Step::Submitted(Some(request)) => self.accept(request),
@@ -237,7 +244,7 @@ impl Task {
     fn accept(&mut self, request: Request) {
         self.log.record(Direction::Sent, &request.bytes);
         self.waiting.insert(request.id, request.reply);
-        self.unsent.push_back(Unsent { bytes: request.bytes, written: 0, fd: request.fd });
+        self.unsent.push_back(Unsent { id: request.id, bytes: request.bytes, written: 0, fd: request.fd });
     }
 
     /// False at the end of the stream.
@@ -254,14 +261,22 @@ impl Task {
         }
     }
 
+    fn may_write(&self) -> bool {
+        self.unsent.front().is_some_and(|front| front.fd.is_none() || self.handing_over.is_none())
+    }
+
     fn write(&mut self) -> io::Result<()> {
-        while let Some(front) = self.unsent.front_mut() {
+        while self.may_write()
+            && let Some(front) = self.unsent.front_mut()
+        {
             let fd = front.fd.as_ref().map(|fd| fd.as_fd());
             let rest = &front.bytes[front.written..];
             match self.stream.try_io(Interest::WRITABLE, || send(self.stream.as_fd(), rest, fd)) {
                 Ok(length) => {
                     // The descriptor went with the first byte.
-                    front.fd = None;
+                    if front.fd.take().is_some() {
+                        self.handing_over = Some(front.id);
+                    }
                     front.written += length;
                     if front.written == front.bytes.len() {
                         self.unsent.pop_front();
@@ -274,6 +289,11 @@ impl Task {
         Ok(())
     }
 
+    /// QEMU has dealt with a command, and has taken the descriptor that came with it.
+    fn arrived(&mut self, id: u64) {
+        self.handing_over.take_if(|handed| *handed == id);
+    }
+
     fn dispatch(&mut self) -> Result<(), String> {
         while let Some(next) = self.decoder.next_message() {
             let (message, line) = next.map_err(|error| error.to_string())?;
@@ -282,11 +302,13 @@ impl Task {
                 Message::Greeting { version: _ } => {}
                 Message::Event { name, data } => (self.events)(&name, &data),
                 Message::Return { id, value } => {
+                    self.arrived(id);
                     if let Some(reply) = self.waiting.remove(&id) {
                         let _ = reply.send(Ok(value));
                     }
                 }
                 Message::Error { id: Some(id), class, desc } => {
+                    self.arrived(id);
                     if let Some(reply) = self.waiting.remove(&id) {
                         let _ = reply.send(Err(Refusal::Error { class, desc: clean(&desc, MAX_DESC) }));
                     }
@@ -316,7 +338,7 @@ mod tests {
 
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-    use super::super::commands::{QueryStatus, Status, Stop};
+    use super::super::commands::{GetFd, QueryStatus, Status, Stop};
     use super::*;
 
     fn open(timeout: Duration) -> (Connection, UnixStream, mpsc::UnboundedReceiver<String>) {
@@ -347,6 +369,37 @@ mod tests {
         let refused = stop.answer().await.unwrap_err();
         assert_eq!(refused.to_string(), "QEMU refused 'stop': no ");
         assert_eq!(events.recv().await.unwrap(), "STOP");
+    }
+
+    #[tokio::test]
+    async fn one_descriptor_travels_at_a_time_and_the_order_stays() {
+        use std::io::{BufRead, Write};
+        let (connection, peer, _events) = open(Duration::from_secs(5));
+        // Read by a thread: a read ends where a descriptor came along, which the runtime takes for the end of the data.
+        let mut write = peer.into_std().unwrap();
+        write.set_nonblocking(false).unwrap();
+        let read = io::BufReader::new(write.try_clone().unwrap());
+        let (seen, mut lines) = mpsc::unbounded_channel();
+        std::thread::spawn(move || read.lines().map_while(Result::ok).try_for_each(|line| seen.send(line)));
+        let fd = || Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+        let getfd = |name: &str| GetFd { fdname: name.to_owned() };
+        let first = connection.submit_fd(&getfd("first"), fd());
+        let between = connection.submit(&Stop {});
+        let second = connection.submit_fd(&getfd("second"), fd());
+        let after = connection.submit(&QueryStatus {});
+        let mut next = async || lines.recv().await.unwrap();
+        for expected in ["qmp_capabilities", "first", "stop"] {
+            assert!(next().await.contains(expected));
+        }
+        // Nothing more until the first has its answer, also when it is a refusal.
+        write.write_all(b"{\"id\":3,\"return\":{}}\n").unwrap();
+        between.answer().await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), next()).await.is_err());
+        write.write_all(b"{\"id\":2,\"error\":{\"class\":\"G\",\"desc\":\"no\"}}\n").unwrap();
+        first.answer().await.unwrap_err();
+        assert!(next().await.contains("second"));
+        assert!(next().await.contains("query-status"));
+        drop((second, after));
     }
 
     #[tokio::test]
