@@ -73,12 +73,10 @@ fn spec(disk: &Path) -> MachineSpec {
         kernel: None,
         disks: vec![DiskSpec {
             id: "root".into(),
-            layers: vec![DiskLayer { path: disk.to_owned(), format: DiskFormat::Raw }],
+            layers: vec![DiskLayer::new(disk, DiskFormat::Raw)],
             bus: DiskBus::Virtio,
-            read_only: false,
-            cdrom: false,
-            serial: None,
             boot_index: Some(1),
+            ..DiskSpec::default()
         }],
         nics: vec![NicSpec {
             id: "lan".into(),

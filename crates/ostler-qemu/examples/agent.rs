@@ -26,12 +26,10 @@ async fn main() {
         kernel: None,
         disks: vec![DiskSpec {
             id: "root".into(),
-            layers: vec![DiskLayer { path: disk, format: DiskFormat::Raw }],
+            layers: vec![DiskLayer::new(disk, DiskFormat::Raw)],
             bus: DiskBus::Virtio,
-            read_only: false,
-            cdrom: false,
-            serial: None,
             boot_index: Some(1),
+            ..DiskSpec::default()
         }],
         nics: Vec::new(),
         rng: false,

@@ -59,9 +59,78 @@ pub enum Error {
     Save(String),
     #[error("machine {id} has no {what}")]
     Missing { id: Uuid, what: &'static str },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Made to fail by a test through the simulated hypervisor.
     #[error("simulated failure: {0}")]
     Simulated(String),
+}
+
+/// An operation on a disk of a running machine failed. The disk is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("the machine has no disk '{disk}'")]
+    NotAttached { disk: String },
+    #[error("disk '{disk}' is attached already, with layer '{top}' on top: detach it first")]
+    OtherAttached { disk: String, top: String },
+    #[error("{field}: {reason}")]
+    Invalid { field: String, reason: String },
+    #[error("disk '{disk}' cannot be attached to or detached from a running machine: {reason}")]
+    NotHotPluggable { disk: String, reason: String },
+    #[error(
+        "there is no free {bus} place for disk '{disk}': detach another disk, or restart the machine, which makes more places"
+    )]
+    NoPlace { disk: String, bus: crate::disk::DiskBus },
+    /// A file of the disk.
+    #[error(transparent)]
+    File(Box<StartError>),
+    #[error("the files of disk '{disk}' could not be opened within {} s: does their file system answer?", after.as_secs())]
+    FileTimeout { disk: String, after: Duration },
+    /// It stays attached and usable; a guest that lets go later has it removed by the next attempt.
+    #[error("the guest did not release disk '{disk}' within {} s: unmount it in the guest and try again, or stop the machine", after.as_secs())]
+    GuestDidNotRelease { disk: String, after: Duration },
+    #[error("disk '{disk}' has {from} bytes and cannot shrink to {to}")]
+    Shrink { disk: String, from: u64, to: u64 },
+    #[error("disk '{disk}' has {size} bytes and its new layer {overlay}: make it of the same size")]
+    SizeDiffers { disk: String, size: u64, overlay: u64 },
+    #[error("disk '{disk}' is read-only")]
+    ReadOnly { disk: String },
+    #[error("disk '{disk}' has no layer '{layer}'")]
+    NoLayer { disk: String, layer: String },
+    /// The new layers of a snapshot were in place for some disks only: not something a snapshot of ours leaves.
+    #[error("the snapshot is in place for some of its disks only (disk '{disk}' lacks it)")]
+    PartOfSnapshot { disk: String },
+    #[error("the work on disk '{disk}' failed: {reason}")]
+    Job { disk: String, reason: String },
+    #[error("the work on disk '{disk}' was cancelled")]
+    Cancelled { disk: String },
+}
+
+impl DiskError {
+    pub(crate) fn fixed_bus(disk: &str) -> Self {
+        let reason =
+            "the sata and ide controllers cannot do that: use bus virtio or scsi, or stop the machine first";
+        Self::NotHotPluggable { disk: disk.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn no_scsi(disk: &str) -> Self {
+        let reason = "the machine has no SCSI controller: it gets one when it starts with a scsi disk";
+        Self::NotHotPluggable { disk: disk.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), reason: reason.into() }
+    }
+}
+
+/// Checks that are shared with the start speak of it.
+impl From<StartError> for DiskError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Invalid { field, reason } => Self::Invalid { field, reason },
+            other => Self::File(Box::new(other)),
+        }
+    }
 }
 
 impl Error {

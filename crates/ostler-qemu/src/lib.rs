@@ -9,6 +9,7 @@ pub mod args;
 mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod disk;
 mod error;
 mod files;
 mod firmware;
@@ -23,7 +24,7 @@ mod spec;
 mod text;
 
 pub use config::{QemuConfig, QemuUser};
-pub use error::{Error, QmpError, Result, StartError, describe};
+pub use error::{DiskError, Error, QmpError, Result, StartError, describe};
 pub use host::{AcceleratorProbe, HostProbe};
 pub use machine::{
     ExitReason, ExitReport, Hypervisor, Machine, MachineEvent, MachineFacts, Progress, RunState, Survey,
@@ -31,6 +32,7 @@ pub use machine::{
 pub use qemu::QemuHypervisor;
 pub use sim::{OnPowerdown, SimCapacity, SimGuest, SimHost, SimHypervisor, SimLifetime, SimOperation};
 pub use spec::{
-    Accelerator, DiskBus, DiskFormat, DiskLayer, DiskSpec, Firmware, KernelBoot, MacAddress, MacAddressError,
-    MachineSpec, MachineType, NicBackend, NicModel, NicSpec, PortForward, PortProtocol, StartOptions,
+    Accelerator, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskSpec, DiskState,
+    Firmware, KernelBoot, MacAddress, MacAddressError, MachineSpec, MachineType, NicBackend, NicModel,
+    NicSpec, PortForward, PortProtocol, Rate, SnapshotDisk, StartOptions, StreamBase,
 };

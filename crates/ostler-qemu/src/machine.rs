@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, StreamBase};
 use crate::error::{QmpError, Result, StartError};
 use crate::host::HostProbe;
 use crate::spec::{Accelerator, MachineSpec, StartOptions};
@@ -87,6 +88,40 @@ pub trait Machine: Send + Sync + Debug {
 
     /// The memory the guest has now.
     async fn balloon(&self) -> Result<u64>;
+
+    /// The disks, by id, as the process has them: also what an earlier agent attached.
+    async fn disks(&self) -> Result<Vec<DiskState>>;
+
+    /// Plugs a disk in. Nothing is left of it when that fails. No error when the same disk with the same top layer is
+    /// attached already. Like each of the calls below it may be given up half way: what it left behind, the next call
+    /// for the disk finishes or removes.
+    async fn disk_attach(&self, disk: DiskSpec) -> Result<()>;
+
+    /// Asks the guest to release a disk, waits for that as long as `patience`, then closes the disk's files. On
+    /// [`DiskError::GuestDidNotRelease`](crate::DiskError::GuestDidNotRelease) the disk is still attached. No error when
+    /// there is no such disk.
+    async fn disk_detach(&self, id: &str, patience: Duration) -> Result<()>;
+
+    /// Grows a disk to `bytes`, a multiple of 512; the guest sees it at once.
+    async fn disk_resize(&self, id: &str, bytes: u64) -> Result<()>;
+
+    /// Sets all limits of a disk, from now until the machine ends.
+    async fn disk_limits(&self, id: &str, limits: DiskLimits) -> Result<()>;
+
+    /// Puts new layers on top of several disks at one instant of the guest: all or none. No error, and zero, when all are
+    /// on top already. Returns how long QEMU took over it, which is longer than the disks stood still.
+    async fn disks_snapshot(&self, disks: Vec<SnapshotDisk>) -> Result<Duration>;
+
+    /// Copies into the top layer what it has from the layers between it and `base` (from all layers when that is none),
+    /// and lets go of those layers. When it fails or is cancelled the layers are as before. Goes on by itself when the
+    /// returned future is dropped or the agent ends; a call with the same arguments then waits for that end.
+    async fn disk_stream(
+        &self,
+        id: &str,
+        base: Option<StreamBase>,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::disk::{
+    DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskSpec, DiskState, Rate,
+    SnapshotDisk, StreamBase,
+};
+
 /// The chipset a guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,53 +84,6 @@ pub struct KernelBoot {
     pub kernel: PathBuf,
     pub initrd: Option<PathBuf>,
     pub cmdline: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    Raw,
-    Qcow2,
-}
-
-/// One file of a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskLayer {
-    pub path: PathBuf,
-    pub format: DiskFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskBus {
-    Virtio,
-    Sata,
-    Ide,
-}
-
-impl fmt::Display for DiskBus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Virtio => "virtio",
-            Self::Sata => "sata",
-            Self::Ide => "ide",
-        })
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// Short and unique within the machine: `[a-z0-9-]`, at most 20 characters.
-    pub id: String,
-    /// The file that takes the writes first, then each file below it. What a header says of a backing file is not used.
-    pub layers: Vec<DiskLayer>,
-    pub bus: DiskBus,
-    pub read_only: bool,
-    pub cdrom: bool,
-    /// At most 20 printable ASCII characters.
-    pub serial: Option<String>,
-    /// Lower boots first.
-    pub boot_index: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

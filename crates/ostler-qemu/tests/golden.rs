@@ -32,7 +32,7 @@ fn base(machine: MachineType, accelerator: Accelerator) -> MachineSpec {
 }
 
 fn layer(name: &str, format: DiskFormat) -> DiskLayer {
-    DiskLayer { path: PathBuf::from("/pool").join(name), format }
+    DiskLayer::new(PathBuf::from("/pool").join(name), format)
 }
 
 fn disk(id: &str, bus: DiskBus, boot_index: Option<u32>) -> DiskSpec {
@@ -40,10 +40,9 @@ fn disk(id: &str, bus: DiskBus, boot_index: Option<u32>) -> DiskSpec {
         id: id.into(),
         layers: vec![layer("top.qcow2", DiskFormat::Qcow2), layer("base.raw", DiskFormat::Raw)],
         bus,
-        read_only: false,
-        cdrom: false,
         serial: Some(format!("serial-{id}")),
         boot_index,
+        ..DiskSpec::default()
     }
 }
 
@@ -126,6 +125,9 @@ fn show(spec: &MachineSpec, restore: bool) -> String {
             HotPlug::Netdev { netdev } => {
                 writeln!(text, "netdev_add {}", serde_json::to_string(&netdev).unwrap())
             }
+            HotPlug::Limits { throttle, .. } => {
+                writeln!(text, "block_set_io_throttle {}", serde_json::to_string(&throttle).unwrap())
+            }
             HotPlug::Device(device) => {
                 writeln!(text, "device_add {}", serde_json::to_string(&device).unwrap())
             }
@@ -185,6 +187,65 @@ fn q35_kernel() {
             ..base(MachineType::Q35, Accelerator::Tcg)
         },
     );
+}
+
+#[test]
+fn disks_of_all_kinds() {
+    let named = |id: &str, bus| {
+        let layers = vec![
+            layer("top.qcow2", DiskFormat::Qcow2).named("0123456789ab"),
+            layer("base.raw", DiskFormat::Raw).named("ba9876543210"),
+        ];
+        DiskSpec { layers, serial: None, ..disk(id, bus, None) }
+    };
+    let limits = DiskLimits {
+        iops_total: Rate { sustained: 500, burst: 1000 },
+        bps_read: Rate::sustained(1 << 20),
+        burst_seconds: 5,
+        ..DiskLimits::default()
+    };
+    check(
+        "q35-disks",
+        &MachineSpec {
+            disks: vec![
+                DiskSpec { cache: DiskCache::None, limits, ..named("disk0", DiskBus::Virtio) },
+                DiskSpec { cache: DiskCache::Writethrough, limits, ..named("disk1", DiskBus::Scsi) },
+                DiskSpec { discard: DiskDiscard::Ignore, ..named("disk2", DiskBus::Scsi) },
+                cdrom("cd0", DiskBus::Scsi),
+                DiskSpec { limits, ..disk("disk3", DiskBus::Sata, None) },
+            ],
+            ..base(MachineType::Q35, Accelerator::Tcg)
+        },
+    );
+}
+
+#[test]
+fn layer_names_and_limits_are_checked() {
+    let q35 = base(MachineType::Q35, Accelerator::Tcg);
+    let of = |disk: DiskSpec| MachineSpec { disks: vec![disk], ..q35.clone() };
+    let named = |name: &str| {
+        let top = layer("top.qcow2", DiskFormat::Qcow2).named(name);
+        of(DiskSpec { layers: vec![top], ..disk("disk0", DiskBus::Virtio, None) })
+    };
+    validate(&named(&"x".repeat(21))).unwrap();
+    for bad in ["", "a-b", "a.b", &"x".repeat(22)] {
+        assert!(refused(&named(bad)).contains("layer name"), "{bad}");
+    }
+    let limited = |limits| of(DiskSpec { limits, ..disk("disk0", DiskBus::Virtio, None) });
+    let rate = |sustained, burst| Rate { sustained, burst };
+    let none = DiskLimits::default();
+    let cases = [
+        (DiskLimits { iops_total: rate(1, 0), iops_read: rate(1, 0), ..none }, "excludes"),
+        (DiskLimits { bps_write: rate(0, 5), ..none }, "needs a sustained rate"),
+        (DiskLimits { bps_write: rate(6, 5), ..none }, "needs a sustained rate"),
+        (DiskLimits { bps_write: rate(6, 0), burst_seconds: 2, ..none }, "needs a burst"),
+        (DiskLimits { bps_total: rate(u64::MAX, 0), ..none }, "over the limit"),
+    ];
+    for (limits, why) in cases {
+        let said = refused(&limited(limits));
+        assert!(said.contains(why), "{said:?} does not say {why:?}");
+    }
+    assert!(refused(&of(disk("port3", DiskBus::Virtio, None))).contains("choose another"));
 }
 
 #[test]
@@ -266,7 +327,7 @@ fn what_a_machine_type_cannot_carry_is_refused_with_the_way_out() {
     let many = |bus, count: usize| (0..count).map(|n| disk(&format!("d{n}"), bus, None)).collect::<Vec<_>>();
     let cases = [
         (with_disks(&q35, vec![disk("root", DiskBus::Ide, None)]), "use sata"),
-        (with_disks(&q35, vec![cdrom("cd", DiskBus::Virtio)]), "needs bus sata or ide"),
+        (with_disks(&q35, vec![cdrom("cd", DiskBus::Virtio)]), "needs bus sata, ide or scsi"),
         (with_disks(&q35, many(DiskBus::Sata, 7)), "room for 6 sata disks, not 7"),
         (with_disks(&q35, many(DiskBus::Virtio, 25)), "room for 24 virtio disks, not 25"),
         (

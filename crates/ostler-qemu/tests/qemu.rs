@@ -296,7 +296,7 @@ async fn qcow2_overlays_take_the_writes() {
     assert!(made.unwrap().success());
     std::fs::set_permissions(&base, PermissionsExt::from_mode(0o444)).unwrap();
     let mut layered = spec(&base);
-    layered.disks[0].layers.insert(0, DiskLayer { path: top, format: DiskFormat::Qcow2 });
+    layered.disks[0].layers.insert(0, DiskLayer::new(top, DiskFormat::Qcow2));
     let machine = start(&host, &layered).await;
     wait_for_boot(&machine).await;
 }

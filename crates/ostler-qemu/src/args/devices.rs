@@ -24,9 +24,15 @@ pub struct DiskProperties {
     pub(super) serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bootindex: Option<u32>,
+    #[serde(rename = "write-cache", skip_serializing_if = "Option::is_none")]
+    pub(super) write_cache: Option<&'static str>,
     /// A full or failing disk stops the guest rather than handing it write errors; it goes on when it is resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) werror: Option<&'static str>,
+    /// The same for reads: a pool that is away for a while is away for both, and a guest that saw its root fail to read
+    /// does not recover by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rerror: Option<&'static str>,
 }
 
 /// What NICs have in common.
@@ -48,6 +54,14 @@ pub struct IdePlace {
     pub(super) bus: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unit: Option<usize>,
+}
+
+/// A target of the SCSI controller; each has one unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScsiPlace {
+    pub(super) bus: String,
+    pub(super) scsi_id: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -129,6 +143,26 @@ pub enum Device {
         #[serde(flatten)]
         at: IdePlace,
     },
+    #[serde(rename = "virtio-scsi-pci")]
+    Scsi {
+        id: &'static str,
+        #[serde(flatten)]
+        at: PciAddress,
+    },
+    #[serde(rename = "scsi-hd")]
+    DiskScsi {
+        #[serde(flatten)]
+        disk: DiskProperties,
+        #[serde(flatten)]
+        at: ScsiPlace,
+    },
+    #[serde(rename = "scsi-cd")]
+    CdromScsi {
+        #[serde(flatten)]
+        disk: DiskProperties,
+        #[serde(flatten)]
+        at: ScsiPlace,
+    },
     #[serde(rename = "virtio-net-pci")]
     NicPci {
         #[serde(flatten)]
@@ -180,7 +214,7 @@ pub struct NodeProperties {
     pub(super) cache: CacheFlags,
 }
 
-/// Through the page cache, with every flush of the guest passed on.
+/// Through the page cache unless `direct`, with every flush of the guest passed on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CacheFlags {
@@ -196,6 +230,46 @@ pub struct FileNode {
     pub(super) node_name: String,
     pub(super) filename: String,
     pub(super) locking: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) aio: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cache: Option<CacheFlags>,
+}
+
+/// The arguments of `block_set_io_throttle`: 0 is no limit, and what is left out is back to its default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Throttle {
+    pub(super) id: String,
+    pub(super) iops: u64,
+    pub(super) iops_rd: u64,
+    pub(super) iops_wr: u64,
+    pub(super) bps: u64,
+    pub(super) bps_rd: u64,
+    pub(super) bps_wr: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iops_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iops_rd_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iops_wr_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bps_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bps_rd_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bps_wr_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iops_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iops_rd_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) iops_wr_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bps_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bps_rd_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bps_wr_max_length: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -3,15 +3,18 @@
 //!
 //! | | q35 (`pcie.0`) | i440fx (`pci.0`) |
 //! |---|---|---|
-//! | screen, rng, balloon, AHCI, USB | 01, 04, 05, –, 07 | 02, 03, 04, 05, 06 |
+//! | screen, rng, balloon, AHCI, USB, SCSI | 01, 04, 05, –, 07, 0c | 02, 03, 04, 05, 06, 07 |
 //! | virtio disks | root ports 02.0–7, then 08, 09 | 08–0f, then 18–1c |
 //! | NICs | root ports 03.0–7, then 0a, 0b | 10–17 |
 
 use super::devices::{Device, PciAddress};
-use crate::spec::MachineType;
+use crate::spec::{DiskBus, MachineType};
 
 pub(super) const MAX_SATA: usize = 6;
 pub(super) const MAX_IDE: usize = 4;
+pub(super) const MAX_SCSI: usize = 64;
+/// Root ports for disks are this with a number.
+pub(crate) const DISK_PORT: &str = "disk-port";
 /// What microvm has virtio-mmio places for.
 pub(super) const MAX_MMIO: usize = 8;
 
@@ -22,6 +25,7 @@ pub(super) enum Fixed {
     Balloon,
     Ahci,
     Usb,
+    Scsi,
 }
 
 /// How many virtio disks and how many NICs fit.
@@ -33,6 +37,16 @@ pub(super) fn capacity(machine: MachineType) -> (usize, usize) {
     }
 }
 
+/// How many places for disks of a hot-pluggable bus there are at most.
+pub(crate) fn disk_places(machine: MachineType, bus: DiskBus) -> usize {
+    match bus {
+        DiskBus::Virtio => capacity(machine).0,
+        DiskBus::Scsi => MAX_SCSI,
+        DiskBus::Sata => MAX_SATA,
+        DiskBus::Ide => MAX_IDE,
+    }
+}
+
 pub(super) fn fixed(machine: MachineType, device: Fixed) -> PciAddress {
     let q35 = machine == MachineType::Q35;
     let slot = match device {
@@ -41,18 +55,20 @@ pub(super) fn fixed(machine: MachineType, device: Fixed) -> PciAddress {
         Fixed::Balloon if q35 => 5,
         Fixed::Ahci if q35 => 6,
         Fixed::Usb if q35 => 7,
+        Fixed::Scsi if q35 => 0x0c,
         Fixed::Screen => 2,
         Fixed::Rng => 3,
         Fixed::Balloon => 4,
         Fixed::Ahci => 5,
         Fixed::Usb => 6,
+        Fixed::Scsi => 7,
     };
     PciAddress::new(if q35 { "pcie.0" } else { "pci.0" }, slot, 0)
 }
 
 pub(super) fn disk(machine: MachineType, number: usize) -> PciAddress {
     match machine {
-        MachineType::Q35 => PciAddress::new(format!("disk-port{number}"), 0, 0),
+        MachineType::Q35 => PciAddress::new(format!("{DISK_PORT}{number}"), 0, 0),
         MachineType::I440fx | MachineType::Microvm => {
             PciAddress::new("pci.0", if number < 8 { 0x08 + number } else { 0x18 + number - 8 }, 0)
         }
@@ -66,15 +82,27 @@ pub(super) fn nic(machine: MachineType, number: usize) -> PciAddress {
     }
 }
 
+/// How many places for virtio disks a machine has that started with `disks` of them.
+pub(crate) fn places_made(machine: MachineType, disks: usize) -> usize {
+    match machine {
+        MachineType::Q35 => ports(disks).min(capacity(machine).0),
+        MachineType::I440fx | MachineType::Microvm => capacity(machine).0,
+    }
+}
+
+fn ports(used: usize) -> usize {
+    (used + 2).next_multiple_of(8)
+}
+
 /// q35's places for hot-plugging, made in eights with at least two to spare of each kind.
 pub(super) fn root_ports(disks: usize, nics: usize) -> Vec<Device> {
-    let mut ports = group("disk-port", disks, [0x02, 0x08, 0x09], 0);
+    let mut ports = group(DISK_PORT, disks, [0x02, 0x08, 0x09], 0);
     ports.extend(group("nic-port", nics, [0x03, 0x0a, 0x0b], 100));
     ports
 }
 
 fn group(name: &str, used: usize, slots: [usize; 3], first_chassis: usize) -> Vec<Device> {
-    let count = (used + 2).next_multiple_of(8).min(slots.len() * 8);
+    let count = ports(used).min(slots.len() * 8);
     (0..count)
         .map(|number| Device::PcieRootPort {
             id: format!("{name}{number}"),
@@ -98,7 +126,7 @@ mod tests {
             let mut places = HashSet::new();
             let mut take =
                 |at: PciAddress| assert!(places.insert(format!("{at:?}")), "{at:?} is taken twice");
-            for device in [Fixed::Screen, Fixed::Rng, Fixed::Balloon, Fixed::Ahci, Fixed::Usb] {
+            for device in [Fixed::Screen, Fixed::Rng, Fixed::Balloon, Fixed::Ahci, Fixed::Usb, Fixed::Scsi] {
                 take(fixed(machine, device));
             }
             (0..disks).for_each(|number| take(disk(machine, number)));

@@ -5,15 +5,21 @@
 //! holds: no value that a user chose can become an option of its own, and every file reaches QEMU as a descriptor.
 
 mod devices;
+mod disks;
 mod escape;
 mod layout;
+pub(crate) mod names;
 mod plan;
 mod validate;
 
 pub use devices::{
     BlockNode, CacheFlags, Device, DiskProperties, FileNode, IdePlace, Netdev, NetdevString, NicProperties,
-    NodeProperties, PciAddress,
+    NodeProperties, PciAddress, ScsiPlace, Throttle,
 };
+pub(crate) use disks::{NodeOptions, disk_node, hot_device, layer_node, throttle};
 pub use escape::escape_commas;
+pub(crate) use layout::{DISK_PORT, disk_places, places_made};
+pub(crate) use plan::FIRST_DISK_SET;
 pub use plan::{FIRST_FD, FdUse, HostFacts, HotPlug, LaunchPlan, plan};
 pub use validate::validate;
+pub(crate) use validate::{hot_disk, limits, new_layer};

@@ -4,16 +4,13 @@ use std::ffi::OsString;
 
 use serde::Serialize;
 
-use super::devices::{
-    BlockNode, CacheFlags, Device, DiskProperties, FileNode, IdePlace, Netdev, NetdevString, NicProperties,
-    NodeProperties,
+use super::devices::{BlockNode, Device, Netdev, NetdevString, NicProperties, Throttle};
+use super::disks::{
+    SCSI_CONTROLLER, disk_node, firmware_node, hot_device, ide_device, is_ata, throttle, throttled_device,
 };
 use super::escape::escape_commas;
 use super::layout::{self, Fixed};
-use crate::spec::{
-    Accelerator, DiskBus, DiskFormat, DiskSpec, Firmware, MachineSpec, MachineType, NicBackend, NicModel,
-    NicSpec,
-};
+use crate::spec::{Accelerator, DiskBus, Firmware, MachineSpec, MachineType, NicBackend, NicModel, NicSpec};
 
 /// What QEMU inherits besides standard input, output and error starts at this number.
 pub const FIRST_FD: i32 = 3;
@@ -22,7 +19,7 @@ pub const FIRST_FD: i32 = 3;
 const SET_CONSOLE_LOG: u32 = 1;
 const SET_FIRMWARE_CODE: u32 = 2;
 const SET_FIRMWARE_VARS: u32 = 3;
-const FIRST_DISK_SET: u32 = 10;
+pub(crate) const FIRST_DISK_SET: u32 = 10;
 
 /// What the host adds to the machine's description.
 #[derive(Debug, Clone)]
@@ -63,6 +60,7 @@ pub enum HotPlug {
     Blockdev { disk: usize, node: BlockNode },
     Netdev { netdev: Netdev },
     Device(Device),
+    Limits { disk: usize, throttle: Throttle },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,8 +184,8 @@ impl Builder<'_> {
         if let Firmware::Uefi { .. } = self.spec.firmware {
             self.inherit_set(SET_FIRMWARE_CODE, FdUse::FirmwareCode);
             self.inherit_set(SET_FIRMWARE_VARS, FdUse::FirmwareVars);
-            self.json("-blockdev", &raw_node("firmware-code", SET_FIRMWARE_CODE, true));
-            self.json("-blockdev", &raw_node("firmware-vars", SET_FIRMWARE_VARS, false));
+            self.json("-blockdev", &firmware_node("firmware-code", SET_FIRMWARE_CODE, true));
+            self.json("-blockdev", &firmware_node("firmware-vars", SET_FIRMWARE_VARS, false));
         }
     }
 
@@ -259,6 +257,9 @@ impl Builder<'_> {
             };
             self.json("-device", &device);
         }
+        if spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi) {
+            self.json("-device", &Device::Scsi { id: SCSI_CONTROLLER, at: at(Fixed::Scsi) });
+        }
         if machine == MachineType::I440fx && spec.disks.iter().any(|disk| disk.bus == DiskBus::Sata) {
             self.json("-device", &Device::Ahci { id: "ahci", at: at(Fixed::Ahci) });
         }
@@ -266,37 +267,38 @@ impl Builder<'_> {
 
     fn disks(&mut self) {
         let spec = self.spec;
-        let (mut virtio, mut ata, mut set) = (0, 0, FIRST_DISK_SET);
+        let (mut virtio, mut scsi, mut ata, mut set) = (0, 0, 0, FIRST_DISK_SET);
         for (number, disk) in spec.disks.iter().enumerate() {
-            let hot = disk.bus == DiskBus::Virtio && self.hot_pluggable();
+            let hot = !is_ata(disk.bus) && self.hot_pluggable();
             let first_set = set;
             for layer in 0..disk.layers.len() {
                 self.inherit_set(set, FdUse::DiskLayer { disk: number, layer });
                 set += 1;
             }
             let node = disk_node(disk, first_set);
-            let device = match disk.bus {
-                DiskBus::Virtio => {
-                    virtio += 1;
-                    virtio_disk(spec.machine, disk, virtio - 1)
-                }
-                DiskBus::Sata | DiskBus::Ide => {
-                    let place = ide_place(spec, disk.bus, ata);
-                    ata += 1;
-                    let properties = disk_properties(disk);
-                    if disk.cdrom {
-                        Device::CdromIde { disk: properties, at: place }
-                    } else {
-                        Device::DiskIde { disk: properties, at: place }
-                    }
-                }
+            let place = match disk.bus {
+                DiskBus::Virtio => &mut virtio,
+                DiskBus::Scsi => &mut scsi,
+                DiskBus::Sata | DiskBus::Ide => &mut ata,
             };
+            let device = if is_ata(disk.bus) {
+                ide_device(spec, disk, *place)
+            } else {
+                hot_device(spec.machine, disk, *place)
+            };
+            *place += 1;
             if hot {
                 self.plan.hotplug.push(HotPlug::Blockdev { disk: number, node });
                 self.plan.hotplug.push(HotPlug::Device(device));
             } else {
                 self.json("-blockdev", &node);
                 self.json("-device", &device);
+            }
+            if !disk.limits.is_none() {
+                let device = throttled_device(spec.machine, disk);
+                self.plan
+                    .hotplug
+                    .push(HotPlug::Limits { disk: number, throttle: throttle(device, &disk.limits) });
             }
         }
     }
@@ -352,44 +354,6 @@ fn microvm_cmdline(spec: &MachineSpec, given: &str) -> String {
     cmdline.trim_start().to_owned()
 }
 
-fn ide_place(spec: &MachineSpec, bus: DiskBus, number_of_ata: usize) -> IdePlace {
-    // Disks of the other bus do not take places on this one.
-    let number = spec
-        .disks
-        .iter()
-        .filter(|disk| disk.bus != DiskBus::Virtio)
-        .take(number_of_ata)
-        .filter(|disk| disk.bus == bus)
-        .count();
-    match (bus, spec.machine) {
-        (DiskBus::Ide, _) => IdePlace { bus: format!("ide.{}", number / 2), unit: Some(number % 2) },
-        (_, MachineType::Q35) => IdePlace { bus: format!("ide.{number}"), unit: None },
-        (_, MachineType::I440fx | MachineType::Microvm) => {
-            IdePlace { bus: format!("ahci.{number}"), unit: None }
-        }
-    }
-}
-
-fn disk_properties(disk: &DiskSpec) -> DiskProperties {
-    DiskProperties {
-        id: format!("disk-{}", disk.id),
-        drive: node_name(&disk.id, 0),
-        serial: disk.serial.clone(),
-        bootindex: disk.boot_index,
-        werror: (!disk.cdrom).then_some("stop"),
-    }
-}
-
-fn virtio_disk(machine: MachineType, disk: &DiskSpec, number: usize) -> Device {
-    let properties = disk_properties(disk);
-    match machine {
-        MachineType::Q35 | MachineType::I440fx => {
-            Device::DiskPci { disk: properties, at: layout::disk(machine, number) }
-        }
-        MachineType::Microvm => Device::DiskMmio { disk: properties },
-    }
-}
-
 fn nic_device(machine: MachineType, nic: &NicSpec, number: usize) -> Device {
     let pci = machine != MachineType::Microvm;
     let properties = NicProperties {
@@ -403,50 +367,5 @@ fn nic_device(machine: MachineType, nic: &NicSpec, number: usize) -> Device {
         (NicModel::Virtio, true) => Device::NicPci { nic: properties, at: layout::nic(machine, number) },
         (NicModel::Virtio, false) => Device::NicMmio { nic: properties },
         (NicModel::E1000, _) => Device::NicE1000 { nic: properties, at: layout::nic(machine, number) },
-    }
-}
-
-/// `blk-ID` for what the guest writes to, `blk-ID-lN` for the layers below; QEMU allows 31 characters.
-fn node_name(disk: &str, layer: usize) -> String {
-    if layer == 0 { format!("blk-{disk}") } else { format!("blk-{disk}-l{layer}") }
-}
-
-fn disk_node(disk: &DiskSpec, first_set: u32) -> BlockNode {
-    let mut below: Option<Box<BlockNode>> = None;
-    let numbered = disk.layers.iter().zip(first_set..).enumerate();
-    for (layer, (described, set)) in numbered.collect::<Vec<_>>().into_iter().rev() {
-        let name = node_name(&disk.id, layer);
-        let node = properties(&name, layer > 0 || disk.read_only || disk.cdrom);
-        let file = file_node(&name, set);
-        below = Some(Box::new(match described.format {
-            DiskFormat::Raw => BlockNode::Raw { node, file },
-            DiskFormat::Qcow2 => BlockNode::Qcow2 { node, file, backing: below },
-        }));
-    }
-    *below.expect("a validated disk has a layer")
-}
-
-fn raw_node(name: &str, set: u32, read_only: bool) -> BlockNode {
-    // Firmware is flash to the guest: zeroes in it are data.
-    let node = NodeProperties { discard: None, detect_zeroes: None, ..properties(name, read_only) };
-    BlockNode::Raw { node, file: file_node(name, set) }
-}
-
-fn properties(name: &str, read_only: bool) -> NodeProperties {
-    NodeProperties {
-        node_name: name.to_owned(),
-        read_only,
-        discard: (!read_only).then_some("unmap"),
-        detect_zeroes: (!read_only).then_some("unmap"),
-        cache: CacheFlags { direct: false, no_flush: false },
-    }
-}
-
-fn file_node(name: &str, set: u32) -> FileNode {
-    FileNode {
-        driver: "file",
-        node_name: format!("{name}-f"),
-        filename: format!("/dev/fdset/{set}"),
-        locking: "off",
     }
 }

@@ -3,17 +3,19 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use super::layout;
-use crate::error::StartError;
+use super::{layout, names};
+use crate::error::{DiskError, StartError};
 use crate::spec::{
-    DiskBus, DiskFormat, DiskSpec, Firmware, KernelBoot, MachineSpec, MachineType, NicBackend, NicModel,
-    NicSpec,
+    DiskBus, DiskFormat, DiskLayer, DiskLimits, DiskSpec, Firmware, KernelBoot, MachineSpec, MachineType,
+    NicBackend, NicModel, NicSpec, Rate,
 };
 
 const MIB: u64 = 1 << 20;
 /// What Linux on x86 takes, with its end mark.
 const MAX_CMDLINE: usize = 2047;
 const MAX_LAYERS: usize = 200;
+/// QEMU's, for each limit.
+const MAX_RATE: u64 = 1_000_000_000_000_000;
 
 pub fn validate(spec: &MachineSpec) -> Result<(), StartError> {
     if spec.name.is_empty() || spec.name.len() > 253 || spec.name.chars().any(char::is_control) {
@@ -103,22 +105,26 @@ fn short_id(field: &str, id: &str) -> Result<(), StartError> {
     Ok(())
 }
 
+fn disk_id(id: &str) -> Result<(), StartError> {
+    // The root ports are called `disk-portN`.
+    if id.strip_prefix("port").is_some_and(|number| number.bytes().all(|c| c.is_ascii_digit())) {
+        return invalid("disks", format!("the id '{id}' is taken by a part of the machine: choose another"));
+    }
+    short_id("disks", id)
+}
+
 fn disks(spec: &MachineSpec) -> Result<(), StartError> {
     let mut ids = HashSet::new();
     for disk in &spec.disks {
-        short_id("disks", &disk.id)?;
+        disk_id(&disk.id)?;
         if !ids.insert(&disk.id) {
             return invalid("disks", format!("two disks have the id '{}'", disk.id));
         }
         one_disk(spec.machine, disk)?;
     }
     let count = |bus| spec.disks.iter().filter(|disk| disk.bus == bus).count();
-    let limits = [
-        (DiskBus::Virtio, layout::capacity(spec.machine).0),
-        (DiskBus::Sata, layout::MAX_SATA),
-        (DiskBus::Ide, layout::MAX_IDE),
-    ];
-    for (bus, limit) in limits {
+    for bus in [DiskBus::Virtio, DiskBus::Scsi, DiskBus::Sata, DiskBus::Ide] {
+        let limit = layout::disk_places(spec.machine, bus);
         if count(bus) > limit {
             return invalid(
                 "disks",
@@ -129,21 +135,97 @@ fn disks(spec: &MachineSpec) -> Result<(), StartError> {
     Ok(())
 }
 
+/// A disk that is plugged into a running machine of this type.
+pub(crate) fn hot_disk(machine: MachineType, disk: &DiskSpec) -> Result<(), DiskError> {
+    disk_id(&disk.id)?;
+    match (machine, disk.bus) {
+        (MachineType::Microvm, _) => {
+            let reason = "machine type microvm takes no devices while it runs: stop it first".into();
+            return Err(DiskError::NotHotPluggable { disk: disk.id.clone(), reason });
+        }
+        (_, DiskBus::Sata | DiskBus::Ide) => return Err(DiskError::fixed_bus(&disk.id)),
+        (MachineType::Q35 | MachineType::I440fx, DiskBus::Virtio | DiskBus::Scsi) => {}
+    }
+    Ok(one_disk(machine, disk)?)
+}
+
+/// A layer that is put on top of a running disk.
+pub(crate) fn new_layer(disk: &str, layer: &DiskLayer) -> Result<(), StartError> {
+    if layer.format != DiskFormat::Qcow2 {
+        return invalid(format!("disks[{disk}]"), "a new layer must be qcow2: raw has no layers below");
+    }
+    match &layer.name {
+        Some(name) => layer_name(disk, name),
+        None => invalid(format!("disks[{disk}]"), "a new layer needs a name"),
+    }
+}
+
+fn layer_name(disk: &str, name: &str) -> Result<(), StartError> {
+    let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+    if name.is_empty() || !plain || disk.len() + name.len() > names::MAX_ID_AND_LAYER {
+        let reason = format!(
+            "layer name {name:?} must be of letters, digits and '_', and with the disk's id at most {} characters",
+            names::MAX_ID_AND_LAYER
+        );
+        return invalid(format!("disks[{disk}]"), reason);
+    }
+    Ok(())
+}
+
+pub(crate) fn limits(disk: &str, limits: &DiskLimits) -> Result<(), StartError> {
+    let field = || format!("disks[{disk}].limits");
+    let DiskLimits { iops_total, iops_read, iops_write, bps_total, bps_read, bps_write, burst_seconds } =
+        *limits;
+    let rates = [iops_total, iops_read, iops_write, bps_total, bps_read, bps_write];
+    for rate in rates {
+        if rate.sustained > MAX_RATE || rate.burst > MAX_RATE {
+            return invalid(
+                field(),
+                format!("{} is over the limit of {MAX_RATE}", rate.sustained.max(rate.burst)),
+            );
+        }
+        if rate.burst > 0 && (rate.sustained == 0 || rate.burst < rate.sustained) {
+            return invalid(
+                field(),
+                format!(
+                    "a burst of {} needs a sustained rate that is not higher, not {}",
+                    rate.burst, rate.sustained
+                ),
+            );
+        }
+    }
+    for (name, total, read, write) in
+        [("iops", iops_total, iops_read, iops_write), ("bps", bps_total, bps_read, bps_write)]
+    {
+        if total != Rate::default() && (read != Rate::default() || write != Rate::default()) {
+            return invalid(field(), format!("{name}_total excludes {name}_read and {name}_write"));
+        }
+    }
+    if burst_seconds > 0 && rates.iter().all(|rate| rate.burst == 0) {
+        return invalid(field(), "burst_seconds needs a burst");
+    }
+    // What QEMU's buckets hold.
+    if rates.iter().any(|rate| rate.burst.saturating_mul(u64::from(burst_seconds)) > MAX_RATE) {
+        return invalid(field(), format!("a burst for {burst_seconds} s is more than {MAX_RATE} in all"));
+    }
+    Ok(())
+}
+
 fn one_disk(machine: MachineType, disk: &DiskSpec) -> Result<(), StartError> {
     let field = format!("disks[{}]", disk.id);
     match (machine, disk.bus) {
         (MachineType::Q35, DiskBus::Ide) => {
             return invalid(field, "q35 has no IDE controller: use sata, or machine type i440fx");
         }
-        (MachineType::Microvm, DiskBus::Sata | DiskBus::Ide) => {
+        (MachineType::Microvm, DiskBus::Scsi | DiskBus::Sata | DiskBus::Ide) => {
             return invalid(field, "microvm has virtio disks only");
         }
-        (MachineType::Q35 | MachineType::I440fx, DiskBus::Sata)
+        (MachineType::Q35 | MachineType::I440fx, DiskBus::Scsi | DiskBus::Sata)
         | (MachineType::I440fx, DiskBus::Ide)
         | (MachineType::Q35 | MachineType::I440fx | MachineType::Microvm, DiskBus::Virtio) => {}
     }
     if disk.cdrom && disk.bus == DiskBus::Virtio {
-        return invalid(field, "a CD-ROM drive needs bus sata or ide");
+        return invalid(field, "a CD-ROM drive needs bus sata, ide or scsi");
     }
     if disk.layers.is_empty() || disk.layers.len() > MAX_LAYERS {
         return invalid(field, format!("has {} layers, not between 1 and {MAX_LAYERS}", disk.layers.len()));
@@ -152,6 +234,15 @@ fn one_disk(machine: MachineType, disk: &DiskSpec) -> Result<(), StartError> {
     if above_bottom.iter().any(|layer| layer.format == DiskFormat::Raw) {
         return invalid(field, "a raw file can only be the lowest layer");
     }
+    let mut names = HashSet::new();
+    for layer in &disk.layers {
+        let Some(name) = &layer.name else { continue };
+        layer_name(&disk.id, name)?;
+        if !names.insert(name) {
+            return invalid(field, format!("two layers have the name '{name}'"));
+        }
+    }
+    limits(&disk.id, &disk.limits)?;
     if let Some(serial) = &disk.serial
         && (serial.is_empty() || serial.len() > 20 || !serial.bytes().all(|c| c.is_ascii_graphic()))
     {

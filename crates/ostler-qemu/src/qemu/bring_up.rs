@@ -19,8 +19,8 @@ use crate::error::{Error, QmpError, StartError};
 use crate::machine::{ExitReason, Machine, MachineEvent};
 use crate::process::pidfd::Patience;
 use crate::qmp::commands::{
-    BlockdevAdd, Command, Cont, DeviceAdd, GetFd, MigrateIncoming, MigrationStatus, NetdevAdd, QueryMigrate,
-    SystemReset,
+    BlockSetIoThrottle, BlockdevAdd, Command, Cont, DeviceAdd, GetFd, MigrateIncoming, MigrationStatus,
+    NetdevAdd, QueryMigrate, SystemReset,
 };
 use crate::qmp::{Connection, Pending};
 use crate::spec::{MachineSpec, StartOptions};
@@ -128,6 +128,9 @@ fn plug_all(connection: &Connection, hotplug: Vec<HotPlug>) -> Vec<Step> {
             HotPlug::Netdev { netdev } => {
                 stage_of_device = Stage::Nic;
                 step(Stage::Nic, connection.submit(&NetdevAdd(netdev)))
+            }
+            HotPlug::Limits { disk, throttle } => {
+                step(Stage::Disk(disk), connection.submit(&BlockSetIoThrottle(throttle)))
             }
             HotPlug::Device(device) => step(stage_of_device, connection.submit(&DeviceAdd(device))),
         })

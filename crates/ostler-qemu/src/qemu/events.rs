@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::args::names;
 use crate::machine::MachineEvent;
 use crate::text::clean;
 
@@ -24,15 +25,8 @@ pub(super) fn translate(name: &str, data: &Value) -> Option<MachineEvent> {
     }
 }
 
-/// `blk-root` and `blk-root-l2` are both of disk `root`.
 fn disk_id(node: &str) -> String {
-    let id = node.strip_prefix("blk-").unwrap_or(node);
-    let is_layer = |suffix: &str| !suffix.is_empty() && suffix.bytes().all(|c| c.is_ascii_digit());
-    let id = match id.rsplit_once("-l") {
-        Some((disk, suffix)) if is_layer(suffix) => disk,
-        _ => id,
-    };
-    clean(id, 64)
+    clean(names::owner(node).map_or(node, |owner| owner.disk), 64)
 }
 
 #[cfg(test)]

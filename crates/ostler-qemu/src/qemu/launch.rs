@@ -304,7 +304,7 @@ fn open_disk(disk: &DiskSpec, layer: usize) -> Result<OwnedFd, StartError> {
 }
 
 /// Opens a plain file, and never waits for the other end of a pipe that lies in its place.
-fn open_for(what: &str, path: &Path, write: bool) -> Result<OwnedFd, StartError> {
+pub(super) fn open_for(what: &str, path: &Path, write: bool) -> Result<OwnedFd, StartError> {
     let failed = |source| StartError::File { what: what.to_owned(), path: path.to_owned(), source };
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).write(write).custom_flags(flags).open(path).map_err(failed)?;

@@ -15,10 +15,12 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::disks::{Signal, signal};
 use super::events::translate;
 use super::launch::Launched;
 use super::save;
 use crate::config::QemuConfig;
+use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, StreamBase};
 use crate::error::{Error, QmpError, Result};
 use crate::files::on_own_thread;
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
@@ -30,6 +32,7 @@ use crate::qmp::commands::{
 use crate::qmp::log::TrafficLog;
 use crate::qmp::{Connection, Pending};
 use crate::rundir::{CONSOLE_LOG, CONSOLE_SOCKET, QEMU_LOG, QMP_SOCKET, Record, RunDir};
+use crate::spec::MachineType;
 
 /// A killed process ends in a moment, unless it waits for a disk that does not answer.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(30);
@@ -49,6 +52,11 @@ pub(super) struct QemuMachine {
     quit_timeout: Duration,
     pub(super) state_timeout: Duration,
     descriptor_names: AtomicU64,
+    signals: broadcast::Sender<Signal>,
+    /// One call at a time works on the disks.
+    pub(super) disk_turn: tokio::sync::Mutex<()>,
+    /// For opening the files of one disk.
+    pub(super) open_timeout: Duration,
 }
 
 impl QemuMachine {
@@ -60,12 +68,13 @@ impl QemuMachine {
     ) -> io::Result<(Arc<Self>, Pending<QmpCapabilities>)> {
         let Launched { dir, record, pidfd, qmp, hotplug: _, restore_from: _ } = launched;
         let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let (signals, _) = broadcast::channel(EVENTS_KEPT);
         let announce = events.clone();
         let ended = pidfd.watch(patience, move || {
             // Nobody may be listening.
             let _ = announce.send(MachineEvent::Exited);
         });
-        let (connection, ready) = connect(qmp, &dir, events.clone(), config.qmp_timeout)?;
+        let (connection, ready) = connect(qmp, &dir, events.clone(), signals.clone(), config.qmp_timeout)?;
         let machine = Self {
             dir,
             record,
@@ -78,6 +87,9 @@ impl QemuMachine {
             quit_timeout: config.quit_timeout,
             state_timeout: config.state_timeout,
             descriptor_names: AtomicU64::new(0),
+            signals,
+            disk_turn: tokio::sync::Mutex::new(()),
+            open_timeout: config.start_timeout,
         };
         Ok((Arc::new(machine), ready))
     }
@@ -101,8 +113,9 @@ impl QemuMachine {
             return Err(QmpError::Closed);
         }
         let stream = self.dir.connect(QMP_SOCKET).map_err(QmpError::Connect)?;
+        let (events, signals) = (self.events.clone(), self.signals.clone());
         let (connection, ready) =
-            connect(stream, &self.dir, self.events.clone(), self.qmp_timeout).map_err(QmpError::Connect)?;
+            connect(stream, &self.dir, events, signals, self.qmp_timeout).map_err(QmpError::Connect)?;
         ready.answer().await?;
         *self.connection.lock() = connection.clone();
         Ok(connection)
@@ -152,7 +165,15 @@ impl QemuMachine {
         format!("{kind}-{}", self.descriptor_names.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn check_alive(&self) -> Result<()> {
+    pub(super) fn signals(&self) -> broadcast::Receiver<Signal> {
+        self.signals.subscribe()
+    }
+
+    pub(super) fn machine_type(&self) -> MachineType {
+        self.record.machine
+    }
+
+    pub(super) fn check_alive(&self) -> Result<()> {
         if self.has_ended() { Err(Error::Ended { id: self.record.id }) } else { Ok(()) }
     }
 }
@@ -161,12 +182,16 @@ fn connect(
     stream: StdUnixStream,
     dir: &RunDir,
     events: broadcast::Sender<MachineEvent>,
+    signals: broadcast::Sender<Signal>,
     deadline: Duration,
 ) -> io::Result<(Connection, Pending<QmpCapabilities>)> {
     let stream = UnixStream::from_std(stream)?;
     let sink = move |name: &str, data: &serde_json::Value| {
         if let Some(event) = translate(name, data) {
             let _ = events.send(event);
+        }
+        if let Some(signal) = signal(name, data) {
+            let _ = signals.send(signal);
         }
     };
     Ok(Connection::open(stream, Box::new(sink), TrafficLog::open(Arc::clone(dir.fd())), deadline))
@@ -325,5 +350,39 @@ impl Machine for QemuMachine {
     async fn balloon(&self) -> Result<u64> {
         self.check_alive()?;
         Ok(self.qmp().await?.execute(&QueryBalloon {}).await?.actual)
+    }
+
+    async fn disks(&self) -> Result<Vec<DiskState>> {
+        self.read_disks().await
+    }
+
+    async fn disk_attach(&self, disk: DiskSpec) -> Result<()> {
+        self.attach_disk(disk).await
+    }
+
+    async fn disk_detach(&self, id: &str, patience: Duration) -> Result<()> {
+        self.detach_disk(id, patience).await
+    }
+
+    async fn disk_resize(&self, id: &str, bytes: u64) -> Result<()> {
+        self.resize_disk(id, bytes).await
+    }
+
+    async fn disk_limits(&self, id: &str, limits: DiskLimits) -> Result<()> {
+        self.limit_disk(id, limits).await
+    }
+
+    async fn disks_snapshot(&self, disks: Vec<SnapshotDisk>) -> Result<Duration> {
+        self.snapshot_disks(disks).await
+    }
+
+    async fn disk_stream(
+        &self,
+        id: &str,
+        base: Option<StreamBase>,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        self.stream_disk(id, base, progress, cancel).await
     }
 }

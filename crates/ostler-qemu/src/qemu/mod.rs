@@ -6,6 +6,7 @@
 //! do), [`users`] (whom QEMU runs as), [`faults`] (QEMU's words made into errors), [`events`] (QMP's events made ours).
 
 mod bring_up;
+mod disks;
 mod events;
 mod faults;
 mod hypervisor;

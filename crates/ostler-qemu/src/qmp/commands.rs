@@ -3,7 +3,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{BlockNode, Device, Netdev};
+use super::block::{BlockNodeInfo, DriveInfo, FdSet, JobInfo, ObjectInfo, TransactionAction};
+use crate::args::{BlockNode, Device, Netdev, Throttle};
 
 /// The serialised value is the command's `arguments`.
 pub trait Command: Serialize {
@@ -56,6 +57,54 @@ command!(
 command!(QueryMigrate "query-migrate" -> MigrationInfo {});
 command!(Balloon "balloon" -> Done { value: u64 });
 command!(QueryBalloon "query-balloon" -> BalloonInfo {});
+
+command!(
+    /// Sent with a descriptor, which the set then has; the set is made when there is none of this number.
+    AddFd "add-fd" -> Done { fdset_id: u32 }
+);
+command!(RemoveFd "remove-fd" -> Done { fdset_id: u32 });
+command!(QueryFdsets "query-fdsets" -> Vec<FdSet> {});
+command!(BlockdevDel "blockdev-del" -> Done { node_name: String });
+command!(
+    /// The request only: `DEVICE_DELETED` tells when the guest let go.
+    DeviceDel "device_del" -> Done { id: String }
+);
+command!(QueryBlock "query-block" -> Vec<DriveInfo> {});
+command!(
+    /// `flat` leaves out what each node knows of those below.
+    QueryNamedBlockNodes "query-named-block-nodes" -> Vec<BlockNodeInfo> { flat: bool }
+);
+command!(BlockResize "block_resize" -> Done { node_name: String, size: u64 });
+command!(
+    /// All actions at one instant, or none.
+    Transaction "transaction" -> Done { actions: Vec<TransactionAction> }
+);
+command!(
+    BlockStream "block-stream" -> Done {
+        job_id: String,
+        device: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base_node: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        backing_file: Option<String>,
+        auto_dismiss: bool,
+    }
+);
+command!(QueryJobs "query-jobs" -> Vec<JobInfo> {});
+command!(JobCancel "job-cancel" -> Done { id: String });
+command!(JobDismiss "job-dismiss" -> Done { id: String });
+command!(QomList "qom-list" -> Vec<ObjectInfo> { path: String });
+command!(QomGet "qom-get" -> serde_json::Value { path: String, property: &'static str });
+
+/// `block_set_io_throttle`, whose arguments have underscores.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct BlockSetIoThrottle(pub Throttle);
+
+impl Command for BlockSetIoThrottle {
+    const NAME: &'static str = "block_set_io_throttle";
+    type Reply = Done;
+}
 
 /// `blockdev-add`, whose arguments are the node itself.
 #[derive(Debug, Serialize)]
@@ -135,12 +184,6 @@ pub enum Status {
 #[derive(Debug, Deserialize)]
 pub struct StatusInfo {
     pub status: Status,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct AddedFd {
-    pub fdset_id: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -25,6 +25,13 @@ pub enum SimOperation {
     Vnc,
     RotateLog,
     Balloon,
+    Disks,
+    DiskAttach,
+    DiskDetach,
+    DiskResize,
+    DiskLimits,
+    DiskSnapshot,
+    DiskStream,
 }
 
 #[derive(Debug, Default)]

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct SimGuest {
     pub on_powerdown: OnPowerdown,
     pub lifetime: SimLifetime,
+    /// Does not release virtio disks. (SCSI disks are taken from a guest without asking.)
+    pub keeps_disks: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A simulated host: what its machines are, whatever becomes of the agent.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use super::disks::SimDisks;
 use super::faults::{Faults, SimOperation};
 use super::guest::SimGuest;
 use crate::error::{Error, QmpError, Result};
@@ -49,6 +50,8 @@ pub(super) struct Inner {
     machines: Mutex<HashMap<Uuid, SimMachineState>>,
     guests: Mutex<(SimGuest, HashMap<Uuid, SimGuest>)>,
     next_pid: AtomicU32,
+    /// How large the disks are that are in these files.
+    sizes: Mutex<HashMap<PathBuf, u64>>,
 }
 
 /// All there is of one machine.
@@ -70,6 +73,7 @@ pub(super) struct SimMachineState {
     /// None for the type's newest.
     pub(super) machine_version: Option<Box<str>>,
     pub(super) cpu_model: Option<Box<str>>,
+    pub(super) disks: SimDisks,
     /// Only of machines that somebody watches.
     watchers: Option<Box<Watchers>>,
 }
@@ -96,6 +100,7 @@ impl SimMachineState {
             balloon_bytes: 0,
             machine_version: None,
             cpu_model: None,
+            disks: SimDisks::default(),
             watchers: None,
         }
     }
@@ -207,6 +212,12 @@ impl SimHost {
         });
     }
 
+    /// How large the disk in this file is when it is attached next. Files that nobody spoke of have 1 GiB, and new layers
+    /// the size of their disk.
+    pub fn set_file_size(&self, path: impl Into<PathBuf>, bytes: u64) {
+        self.inner.sizes.lock().insert(path.into(), bytes);
+    }
+
     /// The machine's QEMU ends by this signal, without the agent having a hand in it.
     pub fn crash(&self, id: Uuid, signal: i32) {
         self.inner.alive(id, |machine| machine.end(ExitReason::Signal(signal)));
@@ -245,6 +256,10 @@ pub(super) fn power_off(machine: &mut SimMachineState, by_guest: bool) {
 }
 
 impl Inner {
+    pub(super) fn file_size(&self, path: &Path) -> Option<u64> {
+        self.sizes.lock().get(path).copied()
+    }
+
     pub(super) fn fresh_pid(&self) -> u32 {
         self.next_pid.fetch_add(1, Ordering::Relaxed) + 1_000_000
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use super::disks::SimDisks;
 use super::faults::SimOperation;
-use super::host::{SimHost, SimMachineState};
+use super::host::{Inner, SimHost, SimMachineState};
 use super::machine::{SimMachine, let_run, state_file_content};
 use crate::args::validate;
 use crate::error::{Error, Result, StartError};
@@ -37,9 +38,10 @@ pub(super) fn newest_version(machine: MachineType) -> &'static str {
     }
 }
 
-fn prepare(spec: &MachineSpec, pid: u32) -> SimMachineState {
+fn prepare(host: &Inner, spec: &MachineSpec, pid: u32) -> SimMachineState {
     let mut machine = SimMachineState::new(pid, spec.machine, spec.accelerator);
     machine.vnc = spec.vnc;
+    machine.disks = SimDisks::of(host, spec);
     machine.memory_bytes = spec.memory_bytes;
     machine.balloon_bytes = spec.memory_bytes;
     let version = spec.machine_version.as_deref().filter(|version| *version != newest_version(spec.machine));
@@ -95,7 +97,7 @@ impl Hypervisor for SimHypervisor {
             if let Some(living) = machines.get(&spec.id).filter(|machine| machine.exit.is_none()) {
                 return Err(StartError::AlreadyRunning { id: spec.id, pid: living.pid });
             }
-            let mut machine = prepare(&spec, pid);
+            let mut machine = prepare(host, &spec, pid);
             if opts.paused {
                 machine.run =
                     if opts.restore_from.is_some() { RunState::Paused } else { RunState::Prelaunch };

@@ -15,7 +15,8 @@ use super::faults::SimOperation;
 use super::guest::{OnPowerdown, SimLifetime};
 use super::host::{Inner, SimMachineState, power_off};
 use super::hypervisor::newest_version;
-use crate::error::{Error, QmpError, Result};
+use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, StreamBase};
+use crate::error::{DiskError, Error, QmpError, Result};
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
 
 #[derive(Debug)]
@@ -259,6 +260,78 @@ impl Machine for SimMachine {
     async fn balloon(&self) -> Result<u64> {
         self.meet(SimOperation::Balloon).await?;
         self.monitor(|machine| Ok(machine.balloon_bytes))
+    }
+
+    async fn disks(&self) -> Result<Vec<DiskState>> {
+        self.meet(SimOperation::Disks).await?;
+        self.monitor(|machine| Ok(machine.disks.states()))
+    }
+
+    async fn disk_attach(&self, disk: DiskSpec) -> Result<()> {
+        self.meet(SimOperation::DiskAttach).await?;
+        let host = &self.host;
+        self.monitor(|machine| Ok(machine.disks.attach(host, machine.machine, disk)))??;
+        Ok(())
+    }
+
+    async fn disk_detach(&self, id: &str, patience: Duration) -> Result<()> {
+        self.meet(SimOperation::DiskDetach).await?;
+        let keeps = self.host.guest(self.id).keeps_disks;
+        let detach = |machine: &mut SimMachineState| {
+            let releases = machine.run == RunState::Running && !keeps;
+            Ok(machine.disks.detach(id, releases, patience))
+        };
+        match self.monitor(detach)? {
+            Err(DiskError::GuestDidNotRelease { .. }) => {
+                tokio::time::sleep(patience).await;
+                Ok(self.monitor(detach)??)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    async fn disk_resize(&self, id: &str, bytes: u64) -> Result<()> {
+        self.meet(SimOperation::DiskResize).await?;
+        self.monitor(|machine| Ok(machine.disks.resize(id, bytes)))??;
+        Ok(())
+    }
+
+    async fn disk_limits(&self, id: &str, limits: DiskLimits) -> Result<()> {
+        self.meet(SimOperation::DiskLimits).await?;
+        self.monitor(|machine| Ok(machine.disks.limit(id, limits)))??;
+        Ok(())
+    }
+
+    async fn disks_snapshot(&self, disks: Vec<SnapshotDisk>) -> Result<Duration> {
+        self.meet(SimOperation::DiskSnapshot).await?;
+        let host = &self.host;
+        self.monitor(|machine| Ok(machine.disks.snapshot(host, &disks)))??;
+        Ok(Duration::ZERO)
+    }
+
+    async fn disk_stream(
+        &self,
+        id: &str,
+        base: Option<StreamBase>,
+        progress: watch::Sender<Progress>,
+        mut cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let base = base.as_ref().map(|base| base.layer.as_str());
+        let total_bytes = self.monitor(|machine| Ok(machine.disks.check_stream(id, base)))??;
+        progress.send_replace(Progress { done_bytes: 0, total_bytes });
+        let cancelled = async {
+            if cancel.wait_for(|wanted| *wanted).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancelled => return Err(DiskError::Cancelled { disk: id.into() }.into()),
+            met = self.meet(SimOperation::DiskStream) => met?,
+        }
+        self.monitor(|machine| Ok(machine.disks.stream(id, base)))??;
+        progress.send_replace(Progress { done_bytes: total_bytes, total_bytes });
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! test restarts the agent by making another view. A machine that just runs costs a few hundred bytes, no task and no
 //! timer. [`faults`] makes operations slow, failing or hanging; [`guest`] says what the guests do.
 
+mod disks;
 mod faults;
 mod guest;
 mod host;

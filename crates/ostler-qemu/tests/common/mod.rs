@@ -88,12 +88,11 @@ pub(crate) fn spec(disk: &Path) -> MachineSpec {
 pub(crate) fn disk_of(id: &str, path: &Path, bus: DiskBus) -> DiskSpec {
     DiskSpec {
         id: id.into(),
-        layers: vec![DiskLayer { path: path.to_owned(), format: DiskFormat::Raw }],
+        layers: vec![DiskLayer::new(path, DiskFormat::Raw)],
         bus,
-        read_only: false,
-        cdrom: false,
         serial: Some("serial-1".into()),
         boot_index: Some(1),
+        ..DiskSpec::default()
     }
 }
 

@@ -1,0 +1,200 @@
+//! Plugging a disk into a running machine and taking it out again: the same nodes and devices as at a start, at the
+//! first free place.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Desk, Signal, next_signal};
+use crate::args::{self, DISK_PORT, Throttle, names};
+use crate::disk::{DiskBus, DiskSpec};
+use crate::error::{DiskError, Error, QmpError, Result};
+use crate::qemu::machine::QemuMachine;
+use crate::qmp::block::ObjectInfo;
+use crate::qmp::commands::{BlockSetIoThrottle, BlockdevAdd, DeviceAdd, DeviceDel, QomGet, QomList};
+use crate::spec::MachineType;
+
+const DEVICES: &str = "/machine/peripheral";
+
+impl QemuMachine {
+    pub(in crate::qemu) async fn attach_disk(&self, disk: DiskSpec) -> Result<()> {
+        let machine = self.machine_type();
+        args::hot_disk(machine, &disk)?;
+        let desk = self.desk().await?;
+        desk.sweep(&disk.id).await?;
+        if let Some(there) = desk.find(&disk.id).await? {
+            if there.node_name == names::layer_node(&disk, 0) {
+                return Ok(desk.limit(there.qdev, &disk).await?);
+            }
+            return Err(DiskError::OtherAttached { disk: disk.id, top: there.node_name }.into());
+        }
+        let place = desk.free_place(machine, &disk).await?;
+        let plugged = desk.plug(machine, &disk, place).await;
+        if plugged.is_err() {
+            desk.undo(&disk.id).await;
+        }
+        plugged
+    }
+
+    pub(in crate::qemu) async fn detach_disk(&self, id: &str, patience: Duration) -> Result<()> {
+        let desk = self.desk().await?;
+        desk.unplug(id, patience).await?;
+        desk.end_stream(id).await?;
+        desk.sweep(id).await?;
+        // Whoever gets an Ok may remove the files.
+        let held = desk.nodes().await?.into_iter().filter_map(|node| node.node_name);
+        match held.into_iter().find(|node| names::owner(node).is_some_and(|owner| owner.disk == id)) {
+            Some(node) => {
+                Err(DiskError::Job { disk: id.into(), reason: format!("QEMU still uses '{node}'") }.into())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Desk<'_> {
+    async fn devices(&self) -> Result<Vec<ObjectInfo>, QmpError> {
+        self.qmp.execute(&QomList { path: DEVICES.into() }).await
+    }
+
+    /// The number of the first free place on the disk's bus.
+    async fn free_place(&self, machine: MachineType, disk: &DiskSpec) -> Result<usize> {
+        let devices = self.devices().await?;
+        let no_place = || DiskError::NoPlace { disk: disk.id.clone(), bus: disk.bus };
+        if disk.bus == DiskBus::Scsi && !devices.iter().any(|device| device.kind == "child<virtio-scsi-pci>")
+        {
+            return Err(DiskError::no_scsi(&disk.id).into());
+        }
+        let mut taken = Vec::new();
+        for device in devices.iter().filter(|device| is_disk(device, disk.bus)) {
+            taken.push(self.place_of(machine, disk.bus, &device.name).await?);
+        }
+        let free = (0..args::disk_places(machine, disk.bus)).find(|number| !taken.contains(&Some(*number)));
+        let free = free.ok_or_else(no_place)?;
+        let port = format!("{DISK_PORT}{free}");
+        let lacks_port = machine == MachineType::Q35
+            && disk.bus == DiskBus::Virtio
+            && !devices.iter().any(|device| device.name == port);
+        if lacks_port { Err(no_place().into()) } else { Ok(free) }
+    }
+
+    async fn place_of(&self, machine: MachineType, bus: DiskBus, device: &str) -> Result<Option<usize>> {
+        let path = format!("{DEVICES}/{device}");
+        let property = match (bus, machine) {
+            (DiskBus::Scsi, _) => "scsi-id",
+            (_, MachineType::Q35) => "parent_bus",
+            (_, MachineType::I440fx | MachineType::Microvm) => "addr",
+        };
+        let value = match self.qmp.execute(&QomGet { path, property }).await {
+            Ok(value) => value,
+            // Gone since it was listed.
+            Err(QmpError::Refused { .. }) => return Ok(None),
+            Err(other) => return Err(other.into()),
+        };
+        Ok(place_number(&value, bus, machine))
+    }
+
+    async fn plug(&self, machine: MachineType, disk: &DiskSpec, place: usize) -> Result<()> {
+        let writes = |layer| layer == 0 && !disk.read_only && !disk.cdrom;
+        let files =
+            disk.layers.iter().enumerate().map(|(n, layer)| (layer.path.clone(), writes(n))).collect();
+        let files = self.open(&disk.id, files).await?;
+        let first_set = self.hand_over(files).await?;
+        let node = self.qmp.submit(&BlockdevAdd(args::disk_node(disk, first_set)));
+        let device = self.qmp.submit(&DeviceAdd(args::hot_device(machine, disk, place)));
+        // Both are answered before anything is undone.
+        let (node, device) = (node.answer().await, device.answer().await);
+        node?;
+        device?;
+        let there = self.disk(&disk.id).await?;
+        let limited = self.limit(there.qdev, disk).await;
+        if limited.is_err() {
+            // The guest may take its time; the sweep of the next call finds the rest.
+            let _ = self.qmp.execute(&DeviceDel { id: names::device(&disk.id) }).await;
+        }
+        Ok(limited?)
+    }
+
+    async fn limit(&self, device: String, disk: &DiskSpec) -> Result<(), QmpError> {
+        let throttle: Throttle = args::throttle(device, &disk.limits);
+        self.qmp.execute(&BlockSetIoThrottle(throttle)).await.map(drop)
+    }
+
+    /// Asks the guest to let go, and waits.
+    async fn unplug(&self, id: &str, patience: Duration) -> Result<()> {
+        let device = names::device(id);
+        let deadline = Instant::now() + patience;
+        let kept = || Error::Disk(DiskError::GuestDidNotRelease { disk: id.to_owned(), after: patience });
+        let mut signals = self.machine.signals();
+        let Some(kind) = self.devices().await?.into_iter().find(|there| there.name == device) else {
+            return Ok(());
+        };
+        if !is_disk(&kind, DiskBus::Virtio) && !is_disk(&kind, DiskBus::Scsi) {
+            return Err(DiskError::fixed_bus(id).into());
+        }
+        match self.qmp.execute(&DeviceDel { id: device.clone() }).await {
+            Ok(_) => {}
+            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
+            // An earlier request that the guest has not answered yet.
+            Err(QmpError::Refused { desc, .. }) if desc.contains("already in the process of unplug") => {}
+            Err(other) => return Err(other.into()),
+        }
+        loop {
+            if !self.devices().await?.iter().any(|there| there.name == device) {
+                return Ok(());
+            }
+            match tokio::time::timeout_at(deadline, next_signal(&mut signals)).await {
+                Err(_) => return Err(kept()),
+                Ok(Err(error)) => return Err(error.into()),
+                Ok(Ok(Some(Signal::UnplugRefused(refused)))) if refused == device => return Err(kept()),
+                Ok(Ok(_)) => {}
+            }
+        }
+    }
+}
+
+fn is_disk(device: &ObjectInfo, bus: DiskBus) -> bool {
+    let kinds: &[&str] = match bus {
+        DiskBus::Virtio => &["child<virtio-blk-pci>"],
+        DiskBus::Scsi => &["child<scsi-hd>", "child<scsi-cd>"],
+        DiskBus::Sata | DiskBus::Ide => &["child<ide-hd>", "child<ide-cd>"],
+    };
+    kinds.contains(&device.kind.as_str())
+}
+
+/// A disk's number on its bus, from the property that tells of it.
+fn place_number(value: &serde_json::Value, bus: DiskBus, machine: MachineType) -> Option<usize> {
+    let number = |text: &str| text.parse::<usize>().ok();
+    match (bus, machine) {
+        (DiskBus::Scsi, _) => usize::try_from(value.as_u64()?).ok(),
+        // `/machine/peripheral/disk-port3/disk-port3`
+        (_, MachineType::Q35) => number(value.as_str()?.rsplit('/').next()?.strip_prefix(DISK_PORT)?),
+        // `0b.0`: the places of i440fx are in two rows.
+        (_, MachineType::I440fx | MachineType::Microvm) => {
+            let (slot, _) = value.as_str()?.split_once('.')?;
+            match usize::from_str_radix(slot, 16).ok()? {
+                slot @ 0x08..0x10 => Some(slot - 0x08),
+                slot @ 0x18..0x20 => Some(slot - 0x18 + 8),
+                _ => None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn places_are_read_from_what_qemu_tells() {
+        let q35 = |value| place_number(&value, DiskBus::Virtio, MachineType::Q35);
+        assert_eq!(q35(json!("/machine/peripheral/disk-port13/disk-port13")), Some(13));
+        assert_eq!(q35(json!("/machine/q35/pcie.0")), None);
+        let i440fx = |value| place_number(&value, DiskBus::Virtio, MachineType::I440fx);
+        assert_eq!((i440fx(json!("08.0")), i440fx(json!("19.0"))), (Some(0), Some(9)));
+        assert_eq!(i440fx(json!("10.0")), None);
+        assert_eq!(place_number(&json!(7), DiskBus::Scsi, MachineType::Q35), Some(7));
+    }
+}
