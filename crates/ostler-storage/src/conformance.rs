@@ -1,5 +1,7 @@
 //! The suite that every pool passes. A pool that comes later runs `all` and needs no tests of its own for these rules.
 
+mod snapshots;
+
 use std::collections::HashSet;
 
 use sha2::{Digest, Sha256};
@@ -21,6 +23,7 @@ pub async fn all(pool: &dyn Pool) {
     deleting_is_idempotent(pool).await;
     concurrent_creates_agree(pool).await;
     usage_counts_what_is_promised(pool).await;
+    snapshots::all(pool).await;
     assert!(pool.volume_list().await.unwrap().is_empty(), "the suite leaves no volume");
     assert!(pool.image_list().await.unwrap().is_empty(), "the suite leaves no image");
 }

@@ -19,7 +19,7 @@ pub enum StorageError {
     #[error("invalid {what}: {why}")]
     Invalid { what: &'static str, why: String },
     #[error(
-        "a volume of {size} bytes cannot hold an image of {minimum} bytes; ask for at least {minimum} bytes"
+        "a volume of {size} bytes cannot hold what is in it, {minimum} bytes; ask for at least {minimum} bytes"
     )]
     TooSmall { size: u64, minimum: u64 },
     #[error("no space left on the file system of {}; free some or grow it", path.display())]

@@ -83,10 +83,7 @@ pub(crate) fn create_new(path: &Path) -> Result<File, StorageError> {
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<(), StorageError> {
     let scratch = Scratch::create(path.with_extension("tmp"))?;
     io::Write::write_all(&mut &scratch.file, content).context("write", &scratch.path)?;
-    scratch.file.sync_all().context("sync", &scratch.path)?;
-    fs::rename(&scratch.path, path).context("rename", path)?;
-    scratch.keep();
-    sync_dir(path.parent().expect("a file has a folder"))
+    scratch.replace(path)
 }
 
 /// A file that is removed again unless it is kept or published.
@@ -119,6 +116,14 @@ impl Scratch {
         }
         sync_dir(to.parent().expect("a file has a folder"))?;
         Ok(fresh)
+    }
+
+    /// Syncs the file and gives it its final name, in place of a file that has it.
+    pub(crate) fn replace(self, to: &Path) -> Result<(), StorageError> {
+        self.file.sync_all().context("sync", &self.path)?;
+        fs::rename(&self.path, to).context("rename", to)?;
+        self.keep();
+        sync_dir(to.parent().expect("a file has a folder"))
     }
 }
 
@@ -180,6 +185,11 @@ impl Lock {
     /// Takes the exclusive lock if nobody has it.
     pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Self>, StorageError> {
         Self::take(path, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes the shared lock unless someone has the exclusive one.
+    pub(crate) fn try_shared(path: &Path) -> Result<Option<Self>, StorageError> {
+        Self::take(path, FlockOperation::NonBlockingLockShared)
     }
 
     fn take(path: &Path, operation: FlockOperation) -> Result<Option<Self>, StorageError> {

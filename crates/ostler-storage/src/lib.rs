@@ -27,8 +27,8 @@ pub use import::{
     FinishOptions, ImageRef, ImageStore, ImportProgress, ImportStage, ImportedImage, Upload, UploadSource,
 };
 pub use pool::{
-    DirPool, ImageSource, Layer, NewVolume, Pool, PoolKind, PoolUsage, SimFault, SimFaults, SimPool,
-    VolumeInfo, VolumeSource,
+    Audit, Broken, CheckReport, DirPool, ImageSource, Layer, Merge, NewVolume, Orphan, Pool, PoolKind,
+    PoolUsage, SimFault, SimFaults, SimPool, SnapshotInfo, SnapshotPlan, VolumeInfo, VolumeSource, Work,
 };
 pub use probe::{
     Compression, ImageContent, ImageFormat, ProbeLimits, ProbedImage, Refusal, UnknownName, probe,

@@ -1,8 +1,9 @@
 //! `qemu-img` in a locked-down process: checks and converts, never told a file name that it could interpret.
 //!
-//! Who calls it: the import pipeline and the export of images, on a thread of their own. Formats are always given by name
+//! Who calls it: the import pipeline, the export of images and the care of volumes, on a thread of their own. Formats are always given by name
 //! and files by option (`file.filename`), so that nothing is probed and no `json:` or protocol prefix has a meaning.
 
+mod layers;
 mod run;
 mod sandbox;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use self::run::{Job, Output};
+pub(crate) use layers::Stack;
+
 use crate::{ImageFormat, Refusal};
 
 /// Limits of one run.

@@ -1,14 +1,37 @@
-//! A pool in a directory of any file system: `<dir>/images/<sha256>.<raw|qcow2>` and `<dir>/volumes/<uuid>.qcow2`.
+//! A pool in a directory of any file system.
 //!
-//! A volume is a qcow2 file whose header we wrote; its backing file can be nothing but `../images/<sha256>.<format>`.
-//! The header is all that is ever read of it, and guests cannot write there.
+//! | file | is |
+//! |---|---|
+//! | `images/<sha256>.<raw or qcow2>` | a cached image |
+//! | `volumes/<id>.qcow2` | a layer. Its header, which we wrote, names as backing file nothing, `../images/<sha256>.<format>` or `<id>.qcow2` |
+//! | `volumes/<id>.json` | what the id is: `{"top":"<id>"}`, a volume with that top, or `"layer"`, only a layer. Without the file, a layer is also a volume whose top it is |
+//! | `snapshots/<id>.json` | `{"volume":…,"layer":…}`, and `"next":…` while it is only prepared |
+//! | `volumes.lock`, `images.lock`, `locks/` | locks |
 //!
-//! Locks are on `volumes.lock` and `images.lock` in `<dir>` and hold between processes too: who adds a file holds the shared
-//! lock, who looks at all of them to remove something holds the exclusive one.
+//! Everything is derived from these files; nothing else is remembered. Of a layer only the header is ever read here, and
+//! guests cannot write there. Each file appears whole and on disk under its name, and the files of one change come in an
+//! order in which every prefix means either the state before or the state after:
+//!
+//! - a layer that is no volume: the note that says so, then the layer; removed the other way round.
+//! - a snapshot: the layer, the record with `next`, (QEMU's switch), the pointer, the record without `next`.
+//! - a deleted volume: the pointer, then the records of what was prepared for it, then its top.
+//!
+//! Locks hold between processes too and die with their holder. On the `.lock` of a folder, who adds a file holds the shared
+//! lock and who changes or removes one the exclusive one, always for milliseconds. Who works on a layer for long (merge,
+//! flatten, grow, check) holds locks in `locks/`: exclusive on the layer that is written to and shared on those below it, so
+//! that these are neither removed nor written to meanwhile. Others are told `busy`.
+
+mod care;
+mod image;
+mod layer;
+mod scan;
+mod snapshot;
+mod volume;
+mod work;
 
 use std::{
+    collections::HashSet,
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,24 +39,19 @@ use std::{
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    ImageSource, Layer, NewVolume, Pool, PoolKind, PoolUsage, VolumeInfo, VolumeSource, check_new_volume,
-    check_same, volume_missing,
+    Audit, CheckReport, ImageSource, Layer, Merge, NewVolume, Pool, PoolKind, PoolUsage, SnapshotInfo,
+    SnapshotPlan, VolumeInfo, Work,
 };
 use crate::{
-    ImageFormat, ImageRef, ProbeLimits, StorageError, blocking,
+    ImageRef, QemuImg, StorageError, blocking,
     files::{self, Context, Lock, LockKind, Scratch},
-    probe::{probe, window::Window},
-    qcow2,
 };
 
 /// Prefix of files that are not whole yet.
 const SCRATCH: &str = ".new-";
-/// What a volume's header says before its backing image.
-const IMAGES: &str = "../images/";
 
 /// A pool in a directory. Clones share it; several processes may, too.
 #[derive(Debug, Clone)]
@@ -46,27 +64,42 @@ struct Inner {
     dir: PathBuf,
     images: PathBuf,
     volumes: PathBuf,
-}
-
-/// What a volume's header says.
-struct Volume {
-    virtual_size: u64,
-    used: u64,
-    image: Option<ImageRef>,
+    snapshots: PathBuf,
+    locks: PathBuf,
+    tool: QemuImg,
 }
 
 impl DirPool {
     /// Opens or creates a pool and removes what a killed process left half-written.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StorageError> {
+        Self::open_with(dir, QemuImg::default())
+    }
+
+    /// Opens or creates a pool that runs this `qemu-img`.
+    pub fn open_with(dir: impl Into<PathBuf>, tool: QemuImg) -> Result<Self, StorageError> {
         let dir = std::path::absolute(dir.into()).context("resolve", Path::new("."))?;
-        let inner = Inner { images: dir.join("images"), volumes: dir.join("volumes"), dir };
-        for (folder, lock) in [(&inner.images, inner.image_lock()), (&inner.volumes, inner.volume_lock())] {
+        let inner = Inner {
+            images: dir.join("images"),
+            volumes: dir.join("volumes"),
+            snapshots: dir.join("snapshots"),
+            locks: dir.join("locks"),
+            dir,
+            tool,
+        };
+        for folder in [&inner.images, &inner.volumes, &inner.snapshots, &inner.locks] {
             files::create_dir(folder)?;
+        }
+        files::sync_dir(&inner.dir)?;
+        for (folders, lock) in [
+            (&[&inner.images][..], inner.image_lock()),
+            (&[&inner.volumes, &inner.snapshots][..], inner.volume_lock()),
+        ] {
             // While someone adds a file, its scratch file is not garbage.
             if let Some(_lock) = Lock::try_exclusive(&lock)? {
-                sweep(folder)?;
+                folders.iter().try_for_each(|folder| sweep(folder))?;
             }
         }
+        inner.sweep_locks()?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -108,213 +141,28 @@ impl Inner {
         self.dir.join("volumes.lock")
     }
 
+    fn shared(&self) -> Result<Lock, StorageError> {
+        Lock::wait(&self.volume_lock(), LockKind::Shared)
+    }
+
+    fn exclusive(&self) -> Result<Lock, StorageError> {
+        Lock::wait(&self.volume_lock(), LockKind::Exclusive)
+    }
+
     fn image_path(&self, image: &ImageRef) -> Result<PathBuf, StorageError> {
         Ok(self.images.join(image.file_name()?))
     }
 
-    fn volume_path(&self, id: Uuid) -> PathBuf {
+    fn layer_path(&self, id: Uuid) -> PathBuf {
         self.volumes.join(format!("{id}.qcow2"))
     }
 
-    fn volume_ids(&self) -> Result<Vec<Uuid>, StorageError> {
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(&self.volumes).context("list", &self.volumes)? {
-            let name = entry.context("list", &self.volumes)?.file_name();
-            let id: Option<Uuid> =
-                name.to_str().and_then(|name| name.strip_suffix(".qcow2")).and_then(|id| id.parse().ok());
-            ids.extend(id);
-        }
-        Ok(ids)
+    fn role_path(&self, id: Uuid) -> PathBuf {
+        self.volumes.join(format!("{id}.json"))
     }
 
-    /// Reads a volume's header; `None` when there is no such volume.
-    fn volume_read(&self, id: Uuid) -> Result<Option<Volume>, StorageError> {
-        let path = self.volume_path(id);
-        let mut file = match files::open_regular(&path) {
-            Err(StorageError::NotFound { .. }) => return Ok(None),
-            other => other?,
-        };
-        let used = file.metadata().context("look at", &path)?.blocks() * 512;
-        let damaged = |why: String| StorageError::Damaged { path: path.clone(), why };
-        let header = Window::new(&mut file)
-            .and_then(|mut window| match qcow2::is_qcow2(&mut window)? {
-                true => qcow2::Header::read(&mut window).map(Some),
-                false => Ok(None),
-            })
-            .map_err(|refusal| damaged(refusal.to_string()))?
-            .ok_or_else(|| damaged("it is not a qcow2 file".to_owned()))?;
-        if header.crypt_method != 0 || header.incompatible != 0 || header.data_file.is_some() {
-            return Err(damaged(format!(
-                "its header has features that we never set ({:#x})",
-                header.incompatible
-            )));
-        }
-        let image = match (&header.backing_file, &header.backing_format) {
-            (None, _) => None,
-            (Some(name), format) => {
-                let image = name.strip_prefix(IMAGES).and_then(ImageRef::from_file_name);
-                let image = image.filter(|image| format.as_deref() == Some(image.format.as_str()));
-                Some(image.ok_or_else(|| {
-                    damaged(format!("its backing file {name:?} is not an image of this pool"))
-                })?)
-            }
-        };
-        Ok(Some(Volume { virtual_size: header.size, used, image }))
-    }
-
-    fn volume_info(&self, id: Uuid) -> Result<Option<VolumeInfo>, StorageError> {
-        let volume = self.volume_read(id)?;
-        Ok(volume.map(|volume| VolumeInfo { id, virtual_size: volume.virtual_size, used: volume.used }))
-    }
-
-    fn volume_create(&self, new: &NewVolume) -> Result<VolumeInfo, StorageError> {
-        check_new_volume(new)?;
-        let _lock = Lock::wait(&self.volume_lock(), LockKind::Shared)?;
-        if let Some(existing) = self.volume_read(new.id)? {
-            check_same(new, existing.virtual_size, existing.image.as_ref())?;
-            return Ok(VolumeInfo { id: new.id, virtual_size: existing.virtual_size, used: existing.used });
-        }
-        let empty = match &new.source {
-            VolumeSource::Blank => qcow2::Empty::new(new.size, None),
-            VolumeSource::Image { image, .. } => {
-                let minimum = self.image_size(image)?;
-                if new.size < minimum {
-                    return Err(StorageError::TooSmall { size: new.size, minimum });
-                }
-                let name = format!("{IMAGES}{}", image.file_name()?);
-                qcow2::Empty::new(new.size, Some((&name, image.format)))
-            }
-        };
-        let scratch = scratch(&self.volumes)?;
-        empty.write(&scratch.file).context("write", &scratch.path)?;
-        scratch.publish(&self.volume_path(new.id), 0o600)?;
-        // Someone else may have made it at the same moment: then theirs counts, if it is the same.
-        let made = self.volume_read(new.id)?.ok_or_else(|| volume_missing(new.id))?;
-        check_same(new, made.virtual_size, made.image.as_ref())?;
-        Ok(VolumeInfo { id: new.id, virtual_size: made.virtual_size, used: made.used })
-    }
-
-    /// The virtual size of a cached image, which must still stand on its own.
-    fn image_size(&self, image: &ImageRef) -> Result<u64, StorageError> {
-        let path = self.image_path(image)?;
-        let mut file = match files::open_regular(&path) {
-            Err(StorageError::NotFound { .. }) => {
-                return Err(StorageError::NotFound { what: image.to_string() });
-            }
-            other => other?,
-        };
-        let damaged = |why: String| StorageError::Damaged { path: path.clone(), why };
-        let mut window = Window::new(&mut file).map_err(|refusal| damaged(refusal.to_string()))?;
-        match image.format {
-            ImageFormat::Qcow2 => qcow2::Header::read(&mut window)
-                .and_then(|header| header.refuse_references().map(|()| header.size))
-                .map_err(|refusal| damaged(refusal.to_string())),
-            ImageFormat::Raw => Ok(window.len().next_multiple_of(512)),
-            ImageFormat::Vmdk | ImageFormat::Vdi | ImageFormat::Vhdx => {
-                Err(damaged(format!("{} is not a format that we store", image.format)))
-            }
-        }
-    }
-
-    fn volume_layers(&self, id: Uuid) -> Result<Vec<Layer>, StorageError> {
-        let volume = self.volume_read(id)?.ok_or_else(|| volume_missing(id))?;
-        let mut layers = vec![Layer { path: self.volume_path(id), format: ImageFormat::Qcow2 }];
-        if let Some(image) = volume.image {
-            self.image_size(&image)?;
-            layers.push(Layer { path: self.image_path(&image)?, format: image.format });
-        }
-        Ok(layers)
-    }
-
-    fn image_remove(&self, image: &ImageRef) -> Result<(), StorageError> {
-        let path = self.image_path(image)?;
-        let _lock = Lock::wait(&self.volume_lock(), LockKind::Exclusive)?;
-        if !path.exists() {
-            return Ok(());
-        }
-        for id in self.volume_ids()? {
-            let by = match self.volume_read(id) {
-                Ok(Some(volume)) if volume.image.as_ref() == Some(image) => format!("volume {id}"),
-                Ok(_) => continue,
-                // A volume that cannot be read may stand on anything.
-                Err(_) => format!("volume {id}, maybe: its header cannot be read"),
-            };
-            return Err(StorageError::InUse { what: image.to_string(), by });
-        }
-        files::remove(&path)?;
-        files::sync_dir(&self.images)
-    }
-
-    /// Takes an image from a file: the same inode where possible, else the same blocks, else a copy that is checked.
-    fn image_add_file(
-        &self,
-        image: &ImageRef,
-        from: &Path,
-        cancel: &CancellationToken,
-    ) -> Result<(), StorageError> {
-        let to = self.image_path(image)?;
-        if to.exists() {
-            return Ok(());
-        }
-        let source = files::open_regular(from)?;
-        check_content(image, &source, from)?;
-        // A name that is a link is not followed by `open_regular`, and here it would be linked as such.
-        match fs::hard_link(from, &to) {
-            Ok(()) => return files::sync_dir(&self.images),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-            // Another file system, too many links, or not allowed: then the bytes are taken.
-            Err(_) => {}
-        }
-        let _lock = Lock::wait(&self.image_lock(), LockKind::Shared)?;
-        let part = scratch(&self.images)?;
-        if !files::reflink(&source, &part.file) {
-            files::copy_sparse(&source, from, &part.file, &part.path, cancel, |_| {})?;
-        }
-        let actual = files::digest(&part.file, &part.path, false, cancel, |_| {})?;
-        self.image_publish(image, part, actual)
-    }
-
-    fn image_publish(&self, image: &ImageRef, part: Scratch, actual: String) -> Result<(), StorageError> {
-        if actual != image.sha256 {
-            return Err(StorageError::Checksum {
-                what: image.to_string(),
-                expected: image.sha256.clone(),
-                actual,
-            });
-        }
-        check_content(image, &part.file, &part.path)?;
-        part.publish(&self.image_path(image)?, 0o444)?;
-        Ok(())
-    }
-
-    fn usage(&self) -> Result<PoolUsage, StorageError> {
-        let stat =
-            rustix::fs::statvfs(&self.dir).map_err(std::io::Error::from).context("look at", &self.dir)?;
-        let mut provisioned = 0u64;
-        for id in self.volume_ids()? {
-            // A damaged volume, or one that was just deleted, promises nothing.
-            if let Ok(Some(volume)) = self.volume_read(id) {
-                provisioned = provisioned.saturating_add(volume.virtual_size);
-            }
-        }
-        Ok(PoolUsage {
-            total: stat.f_blocks * stat.f_frsize,
-            used: (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
-            available: stat.f_bavail * stat.f_frsize,
-            provisioned,
-        })
-    }
-}
-
-/// The file must be what the reference says, and stand on its own.
-fn check_content(image: &ImageRef, mut file: &fs::File, path: &Path) -> Result<(), StorageError> {
-    let damaged = |why: String| StorageError::Damaged { path: path.to_owned(), why };
-    let probed = probe(&mut file, &ProbeLimits { max_virtual_size: u64::MAX })
-        .map_err(|refusal| damaged(refusal.to_string()))?;
-    if probed.format == image.format {
-        Ok(())
-    } else {
-        Err(damaged(format!("it is {} and should be {}", probed.format, image.format)))
+    fn record_path(&self, snapshot: Uuid) -> PathBuf {
+        self.snapshots.join(format!("{snapshot}.json"))
     }
 }
 
@@ -345,7 +193,7 @@ impl Pool for DirPool {
         let image = image.clone();
         let mut stream = match from {
             ImageSource::Path(path) => {
-                let cancel = CancellationToken::new();
+                let cancel = tokio_util::sync::CancellationToken::new();
                 let _guard = cancel.clone().drop_guard();
                 return self
                     .run("image-add", move |inner| inner.image_add_file(&image, &path, &cancel))
@@ -411,16 +259,81 @@ impl Pool for DirPool {
     }
 
     async fn volume_delete(&self, id: Uuid) -> Result<(), StorageError> {
-        self.run("volume-delete", move |inner| {
-            if files::remove(&inner.volume_path(id))? {
-                files::sync_dir(&inner.volumes)?;
-            }
-            Ok(())
-        })
-        .await
+        self.run("volume-delete", move |inner| inner.volume_delete(id)).await
     }
 
     async fn volume_list(&self) -> Result<Vec<Uuid>, StorageError> {
-        self.run("volume-list", Inner::volume_ids).await
+        self.run("volume-list", Inner::volume_list).await
+    }
+
+    async fn volume_grow(&self, id: Uuid, size: u64) -> Result<VolumeInfo, StorageError> {
+        let (work, _guard) = Work::default().guarded();
+        self.run("volume-grow", move |inner| inner.volume_grow(id, size, &work)).await
+    }
+
+    async fn volume_check(&self, id: Uuid, repair: bool, work: &Work) -> Result<CheckReport, StorageError> {
+        let (work, _guard) = work.guarded();
+        self.run("volume-check", move |inner| inner.volume_check(id, repair, &work)).await
+    }
+
+    async fn flatten(&self, volume: Uuid, work: &Work) -> Result<(), StorageError> {
+        let (work, _guard) = work.guarded();
+        self.run("flatten", move |inner| inner.flatten(volume, &work)).await
+    }
+
+    async fn snapshot_prepare(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        new_layer: Uuid,
+    ) -> Result<SnapshotPlan, StorageError> {
+        self.run("snap-prepare", move |inner| inner.snapshot_prepare(volume, snapshot, new_layer)).await
+    }
+
+    async fn snapshot_commit(&self, volume: Uuid, snapshot: Uuid) -> Result<(), StorageError> {
+        self.run("snap-commit", move |inner| inner.snapshot_commit(volume, snapshot)).await
+    }
+
+    async fn snapshot_abort(&self, volume: Uuid, snapshot: Uuid) -> Result<(), StorageError> {
+        self.run("snap-abort", move |inner| inner.snapshot_abort(volume, snapshot)).await
+    }
+
+    async fn recover(&self, volume: Uuid) -> Result<Vec<Uuid>, StorageError> {
+        self.run("snap-recover", move |inner| inner.recover(volume)).await
+    }
+
+    async fn snapshot_revert(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        new_layer: Uuid,
+    ) -> Result<VolumeInfo, StorageError> {
+        self.run("snap-revert", move |inner| inner.snapshot_revert(volume, snapshot, new_layer)).await
+    }
+
+    async fn snapshot_delete(&self, snapshot: Uuid) -> Result<(), StorageError> {
+        self.run("snap-delete", move |inner| inner.snapshot_delete(snapshot)).await
+    }
+
+    async fn snapshot_list(&self) -> Result<Vec<SnapshotInfo>, StorageError> {
+        self.run("snap-list", Inner::snapshot_list).await
+    }
+
+    async fn collect(&self, in_use: &HashSet<Uuid>) -> Result<Vec<Uuid>, StorageError> {
+        let in_use = in_use.clone();
+        self.run("pool-collect", move |inner| inner.collect(&in_use)).await
+    }
+
+    async fn merge_candidates(&self) -> Result<Vec<Merge>, StorageError> {
+        self.run("pool-merges", Inner::merge_candidates).await
+    }
+
+    async fn merge(&self, layer: Uuid, child: Uuid, work: &Work) -> Result<(), StorageError> {
+        let (work, _guard) = work.guarded();
+        self.run("layer-merge", move |inner| inner.merge(layer, child, &work)).await
+    }
+
+    async fn audit(&self) -> Result<Audit, StorageError> {
+        self.run("pool-audit", Inner::audit).await
     }
 }

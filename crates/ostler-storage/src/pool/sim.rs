@@ -1,13 +1,19 @@
 //! A pool in memory with injectable delays and failures, cheap enough for 10,000 volumes in one process.
 
-use std::{collections::HashMap, collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+mod state;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::{ImageSource, Layer, NewVolume, Pool, PoolKind, PoolUsage, VolumeInfo, VolumeSource};
-use crate::{ImageFormat, ImageRef, StorageError};
+use super::{
+    Audit, CheckReport, ImageSource, Layer, Merge, NewVolume, Pool, PoolKind, PoolUsage, SnapshotInfo,
+    SnapshotPlan, VolumeInfo, Work,
+    tree::{Base, Tree},
+};
+use crate::{ImageRef, StorageError};
 
 /// Decides for each call what goes wrong: given the operation's name ("volume_create") and the volume, an error to
 /// return instead of acting.
@@ -27,20 +33,12 @@ impl std::fmt::Debug for SimFaults {
     }
 }
 
-/// Index into the table of images; volumes are many and images few.
-type ImageIndex = u32;
-
-struct SimVolume {
-    size: u64,
-    image: Option<ImageIndex>,
-}
-
 #[derive(Default)]
 struct State {
     images: HashSet<ImageRef>,
-    /// Every image that a volume was ever made from.
-    table: Vec<ImageRef>,
-    volumes: HashMap<Uuid, SimVolume>,
+    /// One copy of each image's name for all the layers on it.
+    names: HashSet<Arc<ImageRef>>,
+    tree: Tree,
     faults: SimFaults,
 }
 
@@ -57,7 +55,8 @@ impl std::fmt::Debug for SimPool {
         f.debug_struct("SimPool")
             .field("capacity", &self.capacity)
             .field("images", &state.images.len())
-            .field("volumes", &state.volumes.len())
+            .field("volumes", &state.tree.volumes.len())
+            .field("snapshots", &state.tree.snapshots.len())
             .finish()
     }
 }
@@ -85,20 +84,6 @@ impl SimPool {
     }
 }
 
-impl State {
-    fn source(&self, volume: &SimVolume) -> Option<&ImageRef> {
-        volume.image.map(|index| &self.table[index as usize])
-    }
-
-    fn intern(&mut self, image: &ImageRef) -> ImageIndex {
-        let index = self.table.iter().position(|known| known == image).unwrap_or_else(|| {
-            self.table.push(image.clone());
-            self.table.len() - 1
-        });
-        u32::try_from(index).expect("fewer than 2^32 images")
-    }
-}
-
 #[async_trait]
 impl Pool for SimPool {
     fn kind(&self) -> PoolKind {
@@ -107,7 +92,8 @@ impl Pool for SimPool {
 
     async fn usage(&self) -> Result<PoolUsage, StorageError> {
         self.enter("usage", None).await?;
-        let provisioned = self.state.lock().volumes.values().map(|volume| volume.size).sum();
+        let state = self.state.lock();
+        let provisioned = state.tree.volumes.values().map(|top| state.tree.layers[top].size).sum();
         Ok(PoolUsage { total: self.capacity, used: 0, available: self.capacity, provisioned })
     }
 
@@ -130,8 +116,9 @@ impl Pool for SimPool {
     async fn image_remove(&self, image: &ImageRef) -> Result<(), StorageError> {
         self.enter("image_remove", None).await?;
         let mut state = self.state.lock();
-        if let Some((id, _)) = state.volumes.iter().find(|(_, volume)| state.source(volume) == Some(image)) {
-            return Err(StorageError::InUse { what: image.to_string(), by: format!("volume {id}") });
+        let holds = |base: &Base| matches!(base, Base::Image(base) if **base == *image);
+        if let Some((id, _)) = state.tree.layers.iter().find(|(_, node)| holds(&node.base)) {
+            return Err(StorageError::InUse { what: image.to_string(), by: format!("layer {id}") });
         }
         state.images.remove(image);
         Ok(())
@@ -145,53 +132,136 @@ impl Pool for SimPool {
     async fn volume_create(&self, volume: &NewVolume) -> Result<VolumeInfo, StorageError> {
         self.enter("volume_create", Some(volume.id)).await?;
         super::check_new_volume(volume)?;
-        let mut state = self.state.lock();
-        if let Some(existing) = state.volumes.get(&volume.id) {
-            super::check_same(volume, existing.size, state.source(existing))?;
-        } else {
-            let image = match &volume.source {
-                VolumeSource::Blank => None,
-                VolumeSource::Image { image, .. } => {
-                    if !state.images.contains(image) {
-                        return Err(StorageError::NotFound { what: image.to_string() });
-                    }
-                    Some(state.intern(image))
-                }
-            };
-            state.volumes.insert(volume.id, SimVolume { size: volume.size, image });
-        }
-        Ok(VolumeInfo { id: volume.id, virtual_size: volume.size, used: 0 })
+        self.state.lock().volume_create(volume)
     }
 
     async fn volume_layers(&self, id: Uuid) -> Result<Vec<Layer>, StorageError> {
         self.enter("volume_layers", Some(id)).await?;
         let state = self.state.lock();
-        let volume = state.volumes.get(&id).ok_or_else(|| super::volume_missing(id))?;
-        let mut layers = vec![Layer {
-            path: PathBuf::from(format!("/simulated/volumes/{id}.qcow2")),
-            format: ImageFormat::Qcow2,
-        }];
-        if let Some(image) = state.source(volume) {
-            let path = PathBuf::from(format!("/simulated/images/{}", image.file_name()?));
-            layers.push(Layer { path, format: image.format });
-        }
-        Ok(layers)
+        state::files(&state.chain(state.top(id)?)?)
     }
 
     async fn volume_info(&self, id: Uuid) -> Result<Option<VolumeInfo>, StorageError> {
         self.enter("volume_info", Some(id)).await?;
         let state = self.state.lock();
-        Ok(state.volumes.get(&id).map(|volume| VolumeInfo { id, virtual_size: volume.size, used: 0 }))
+        if state.tree.volumes.contains_key(&id) { state.info(id).map(Some) } else { Ok(None) }
     }
 
     async fn volume_delete(&self, id: Uuid) -> Result<(), StorageError> {
         self.enter("volume_delete", Some(id)).await?;
-        self.state.lock().volumes.remove(&id);
+        self.state.lock().volume_delete(id);
         Ok(())
     }
 
     async fn volume_list(&self) -> Result<Vec<Uuid>, StorageError> {
         self.enter("volume_list", None).await?;
-        Ok(self.state.lock().volumes.keys().copied().collect())
+        Ok(self.state.lock().tree.volumes.keys().copied().collect())
     }
+
+    async fn volume_grow(&self, id: Uuid, size: u64) -> Result<VolumeInfo, StorageError> {
+        self.enter("volume_grow", Some(id)).await?;
+        self.state.lock().volume_grow(id, size)
+    }
+
+    async fn volume_check(&self, id: Uuid, _repair: bool, work: &Work) -> Result<CheckReport, StorageError> {
+        self.enter("volume_check", Some(id)).await?;
+        self.state.lock().top(id)?;
+        done(work)?;
+        Ok(CheckReport { clean: true, ..CheckReport::default() })
+    }
+
+    async fn flatten(&self, volume: Uuid, work: &Work) -> Result<(), StorageError> {
+        self.enter("flatten", Some(volume)).await?;
+        let mut state = self.state.lock();
+        state.recover(volume)?;
+        let top = state.top(volume)?;
+        done(work)?;
+        state.rebase(top, Base::Nothing);
+        Ok(())
+    }
+
+    async fn snapshot_prepare(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        new_layer: Uuid,
+    ) -> Result<SnapshotPlan, StorageError> {
+        self.enter("snapshot_prepare", Some(volume)).await?;
+        self.state.lock().snapshot_prepare(volume, snapshot, new_layer)
+    }
+
+    async fn snapshot_commit(&self, volume: Uuid, snapshot: Uuid) -> Result<(), StorageError> {
+        self.enter("snapshot_commit", Some(volume)).await?;
+        self.state.lock().snapshot_commit(volume, snapshot)
+    }
+
+    async fn snapshot_abort(&self, volume: Uuid, snapshot: Uuid) -> Result<(), StorageError> {
+        self.enter("snapshot_abort", Some(volume)).await?;
+        self.state.lock().snapshot_abort(volume, snapshot)
+    }
+
+    async fn recover(&self, volume: Uuid) -> Result<Vec<Uuid>, StorageError> {
+        self.enter("recover", Some(volume)).await?;
+        self.state.lock().recover(volume)
+    }
+
+    async fn snapshot_revert(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        new_layer: Uuid,
+    ) -> Result<VolumeInfo, StorageError> {
+        self.enter("snapshot_revert", Some(volume)).await?;
+        self.state.lock().snapshot_revert(volume, snapshot, new_layer)
+    }
+
+    async fn snapshot_delete(&self, snapshot: Uuid) -> Result<(), StorageError> {
+        self.enter("snapshot_delete", None).await?;
+        self.state.lock().snapshot_delete(snapshot)
+    }
+
+    async fn snapshot_list(&self) -> Result<Vec<SnapshotInfo>, StorageError> {
+        self.enter("snapshot_list", None).await?;
+        Ok(self.state.lock().snapshot_list())
+    }
+
+    async fn collect(&self, in_use: &HashSet<Uuid>) -> Result<Vec<Uuid>, StorageError> {
+        self.enter("collect", None).await?;
+        let mut state = self.state.lock();
+        let gone = state.tree.garbage(in_use);
+        for id in &gone {
+            state.tree.layers.remove(id);
+        }
+        Ok(gone)
+    }
+
+    async fn merge_candidates(&self) -> Result<Vec<Merge>, StorageError> {
+        self.enter("merge_candidates", None).await?;
+        Ok(self.state.lock().tree.merge_candidates())
+    }
+
+    async fn merge(&self, layer: Uuid, child: Uuid, work: &Work) -> Result<(), StorageError> {
+        self.enter("merge", None).await?;
+        let mut state = self.state.lock();
+        if state.tree.merge_check(layer, child)? {
+            done(work)?;
+            let base = state.tree.layers[&layer].base.clone();
+            state.rebase(child, base);
+        }
+        Ok(())
+    }
+
+    async fn audit(&self) -> Result<Audit, StorageError> {
+        self.enter("audit", None).await?;
+        Ok(self.state.lock().audit())
+    }
+}
+
+/// Long work takes no time here; cancelled before, it is not done.
+fn done(work: &Work) -> Result<(), StorageError> {
+    if work.cancel.is_cancelled() {
+        return Err(StorageError::Cancelled);
+    }
+    work.advance(10_000);
+    Ok(())
 }

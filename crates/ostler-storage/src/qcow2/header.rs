@@ -61,6 +61,16 @@ impl Header {
         1 << self.cluster_bits
     }
 
+    /// Marked as corrupt or with reference counts to be rebuilt: a repair is due before it is used.
+    pub(crate) fn is_unclean(&self) -> bool {
+        self.incompatible & (DIRTY | CORRUPT) != 0
+    }
+
+    /// Features that a reader must know and that files of ours never have.
+    pub(crate) fn foreign_features(&self) -> u64 {
+        self.incompatible & !(DIRTY | CORRUPT)
+    }
+
     /// Reads the header and its extensions.
     pub(crate) fn read<R: Read + Seek>(window: &mut Window<'_, R>) -> Result<Self, Refusal> {
         let mut bytes = [0u8; 112];

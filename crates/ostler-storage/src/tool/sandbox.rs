@@ -22,6 +22,10 @@ const SYSTEM: [&str; 8] =
 /// Devices that libraries open at start.
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/zero"];
 
+/// Descriptors that a child may have, and those more for each file that it is given.
+const FILES: u64 = 64;
+const FILES_EACH: u64 = 4;
+
 /// What a child may use.
 #[derive(Debug, Clone)]
 pub(super) struct Confinement {
@@ -43,7 +47,7 @@ pub(super) fn spawn(program: &Path, args: &[OsString], confinement: &Confinement
         (libc::RLIMIT_AS, confinement.address_space),
         (libc::RLIMIT_CPU, confinement.cpu_seconds),
         (libc::RLIMIT_FSIZE, confinement.file_size),
-        (libc::RLIMIT_NOFILE, 64),
+        (libc::RLIMIT_NOFILE, FILES + FILES_EACH * (confinement.read.len() + confinement.write.len()) as u64),
         (libc::RLIMIT_CORE, 0),
     ];
     let parent = std::process::id();
