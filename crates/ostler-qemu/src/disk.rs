@@ -153,6 +153,15 @@ pub struct SnapshotDisk {
     pub overlay: DiskLayer,
 }
 
+/// What a stream copies, and how fast.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stream {
+    /// What stays below the top; none copies all there is.
+    pub base: Option<StreamBase>,
+    /// 0 is as fast as it goes.
+    pub bytes_per_second: u64,
+}
+
 /// Where a stream ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamBase {

@@ -34,5 +34,5 @@ pub use sim::{OnPowerdown, SimCapacity, SimGuest, SimHost, SimHypervisor, SimLif
 pub use spec::{
     Accelerator, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskSpec, DiskState,
     Firmware, KernelBoot, MacAddress, MacAddressError, MachineSpec, MachineType, NicBackend, NicModel,
-    NicSpec, PortForward, PortProtocol, Rate, SnapshotDisk, StartOptions, StreamBase,
+    NicSpec, PortForward, PortProtocol, Rate, SnapshotDisk, StartOptions, Stream, StreamBase,
 };

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
-use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, StreamBase};
+use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{QmpError, Result, StartError};
 use crate::host::HostProbe;
 use crate::spec::{Accelerator, MachineSpec, StartOptions};
@@ -112,13 +112,13 @@ pub trait Machine: Send + Sync + Debug {
     /// on top already. Returns how long QEMU took over it, which is longer than the disks stood still.
     async fn disks_snapshot(&self, disks: Vec<SnapshotDisk>) -> Result<Duration>;
 
-    /// Copies into the top layer what it has from the layers between it and `base` (from all layers when that is none),
-    /// and lets go of those layers. When it fails or is cancelled the layers are as before. Goes on by itself when the
+    /// Copies into the top layer what it has from the layers between it and the stream's base, and
+    /// lets go of those layers. When it fails or is cancelled the layers are as before. Goes on by itself when the
     /// returned future is dropped or the agent ends; a call with the same arguments then waits for that end.
     async fn disk_stream(
         &self,
         id: &str,
-        base: Option<StreamBase>,
+        stream: Stream,
         progress: watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<()>;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 pub use crate::disk::{
     DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskSpec, DiskState, Rate,
-    SnapshotDisk, StreamBase,
+    SnapshotDisk, Stream, StreamBase,
 };
 
 /// The chipset a guest sees.

@@ -42,4 +42,13 @@ cases!(
     start_again_after_the_end,
     unknown_machines_are_no_error,
     bad_specs_are_refused,
+    disks_come_and_go,
+    disks_are_found_by_another_agent,
+    a_guest_may_keep_its_disk,
+    disks_that_do_not_fit_are_refused,
+    disks_grow_and_never_shrink,
+    limits_are_set_and_lifted,
+    snapshots_are_of_all_disks_or_none,
+    streams_shorten_the_chain,
+    a_cancelled_stream_changes_nothing,
 );

@@ -69,6 +69,22 @@ impl Fixture for SimFixture {
     fn scratch(&self) -> PathBuf {
         self.scratch.path().to_owned()
     }
+
+    async fn disk_file(&self, name: &str, bytes: u64) -> DiskLayer {
+        let path = PathBuf::from("/pool").join(name);
+        self.host.set_file_size(&path, bytes);
+        DiskLayer::new(path, DiskFormat::Qcow2).named(name)
+    }
+
+    async fn fill(&self, _layer: &DiskLayer, _bytes: u64) {}
+
+    async fn guest_keeps_disks(&self, machine: &Arc<dyn Machine>) {
+        self.host.set_guest(machine.id(), SimGuest { keeps_disks: true, ..SimGuest::default() });
+    }
+
+    async fn slow_streams(&self, machine: &Arc<dyn Machine>, slow: bool) {
+        self.host.set_hanging(SimOperation::DiskStream, Some(machine.id()), slow);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The suite that every [`Hypervisor`] passes. A test crate makes a [`Fixture`] of its implementation and calls
 //! [`run`] with each of [`CASES`].
 
+mod disks;
 pub mod guest;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use crate::disk::DiskLayer;
 use crate::error::{Error, StartError};
 use crate::machine::{ExitReason, Hypervisor, Machine, MachineEvent, Progress, RunState, Survey};
 use crate::spec::{MachineSpec, StartOptions};
@@ -47,6 +49,18 @@ pub trait Fixture: Send + Sync {
 
     /// A place for state files.
     fn scratch(&self) -> PathBuf;
+
+    /// An empty qcow2 layer of this size and name. The same name gives the same file.
+    async fn disk_file(&self, name: &str, bytes: u64) -> DiskLayer;
+
+    /// Writes over all of a layer, which nothing uses.
+    async fn fill(&self, layer: &DiskLayer, bytes: u64);
+
+    /// The guest will not release virtio disks.
+    async fn guest_keeps_disks(&self, machine: &Arc<dyn Machine>);
+
+    /// Streams take for ever, or no longer do, where a rate does not make them slow.
+    async fn slow_streams(&self, machine: &Arc<dyn Machine>, slow: bool);
 }
 
 /// The names of the cases, for one test each.
@@ -73,6 +87,15 @@ pub const CASES: &[&str] = &[
     "start_again_after_the_end",
     "unknown_machines_are_no_error",
     "bad_specs_are_refused",
+    "disks_come_and_go",
+    "disks_are_found_by_another_agent",
+    "a_guest_may_keep_its_disk",
+    "disks_that_do_not_fit_are_refused",
+    "disks_grow_and_never_shrink",
+    "limits_are_set_and_lifted",
+    "snapshots_are_of_all_disks_or_none",
+    "streams_shorten_the_chain",
+    "a_cancelled_stream_changes_nothing",
 ];
 
 /// Runs one case. Panics when it fails.
@@ -102,6 +125,15 @@ pub async fn run(case: &str, fixture: &mut dyn Fixture) {
         "start_again_after_the_end" => start_again_after_the_end(fixture).await,
         "unknown_machines_are_no_error" => unknown_machines_are_no_error(fixture).await,
         "bad_specs_are_refused" => bad_specs_are_refused(fixture).await,
+        "disks_come_and_go" => disks::disks_come_and_go(fixture).await,
+        "disks_are_found_by_another_agent" => disks::disks_are_found_by_another_agent(fixture).await,
+        "a_guest_may_keep_its_disk" => disks::a_guest_may_keep_its_disk(fixture).await,
+        "disks_that_do_not_fit_are_refused" => disks::disks_that_do_not_fit_are_refused(fixture).await,
+        "disks_grow_and_never_shrink" => disks::disks_grow_and_never_shrink(fixture).await,
+        "limits_are_set_and_lifted" => disks::limits_are_set_and_lifted(fixture).await,
+        "snapshots_are_of_all_disks_or_none" => disks::snapshots_are_of_all_disks_or_none(fixture).await,
+        "streams_shorten_the_chain" => disks::streams_shorten_the_chain(fixture).await,
+        "a_cancelled_stream_changes_nothing" => disks::a_cancelled_stream_changes_nothing(fixture).await,
         other => panic!("there is no case '{other}'"),
     }
 }

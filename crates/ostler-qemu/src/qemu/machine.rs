@@ -20,7 +20,7 @@ use super::events::translate;
 use super::launch::Launched;
 use super::save;
 use crate::config::QemuConfig;
-use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, StreamBase};
+use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{Error, QmpError, Result};
 use crate::files::on_own_thread;
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
@@ -379,10 +379,10 @@ impl Machine for QemuMachine {
     async fn disk_stream(
         &self,
         id: &str,
-        base: Option<StreamBase>,
+        stream: Stream,
         progress: watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<()> {
-        self.stream_disk(id, base, progress, cancel).await
+        self.stream_disk(id, stream, progress, cancel).await
     }
 }

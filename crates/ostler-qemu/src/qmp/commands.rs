@@ -87,6 +87,7 @@ command!(
         base_node: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         backing_file: Option<String>,
+        speed: u64,
         auto_dismiss: bool,
     }
 );

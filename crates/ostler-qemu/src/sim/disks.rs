@@ -183,10 +183,11 @@ impl SimDisks {
             return Ok(());
         }
         for new in wanted {
-            let disk = self.disk(&new.id)?;
-            if in_place > 0 && disk.top() != new.overlay.name.as_deref() {
+            if in_place > 0 && self.disk(&new.id)?.top() != new.overlay.name.as_deref() {
                 return Err(DiskError::PartOfSnapshot { disk: new.id.clone() });
             }
+        }
+        for new in wanted {
             let size = self.writable(&new.id)?.size;
             let overlay = host.file_size(&new.overlay.path).unwrap_or(size);
             if overlay != size {

@@ -15,7 +15,7 @@ use super::faults::SimOperation;
 use super::guest::{OnPowerdown, SimLifetime};
 use super::host::{Inner, SimMachineState, power_off};
 use super::hypervisor::newest_version;
-use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, StreamBase};
+use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{DiskError, Error, QmpError, Result};
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
 
@@ -312,11 +312,11 @@ impl Machine for SimMachine {
     async fn disk_stream(
         &self,
         id: &str,
-        base: Option<StreamBase>,
+        stream: Stream,
         progress: watch::Sender<Progress>,
         mut cancel: watch::Receiver<bool>,
     ) -> Result<()> {
-        let base = base.as_ref().map(|base| base.layer.as_str());
+        let base = stream.base.as_ref().map(|base| base.layer.as_str());
         let total_bytes = self.monitor(|machine| Ok(machine.disks.check_stream(id, base)))??;
         progress.send_replace(Progress { done_bytes: 0, total_bytes });
         let cancelled = async {

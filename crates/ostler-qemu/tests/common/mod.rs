@@ -126,6 +126,24 @@ pub(crate) async fn wait_for_boot(machine: &Arc<dyn Machine>) {
     eventually("the guest's banner", || console_text(machine).contains(guest::BANNER.trim_end())).await;
 }
 
+pub(crate) fn qemu_img(args: &[&str]) {
+    let done = std::process::Command::new("qemu-img").args(args).output().unwrap();
+    assert!(done.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Runs a command of qemu-io on a qcow2 file and the files its header names below. A pattern that is not there fails.
+pub(crate) fn qemu_io(path: &Path, command: &str) {
+    let args = ["-f", "qcow2", "-c", command];
+    let done = std::process::Command::new("qemu-io").args(args).arg(path).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        done.status.success() && !said.contains("failed"),
+        "qemu-io {command} on {}: {said}{}",
+        path.display(),
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
 pub(crate) struct QemuFixture {
     pub(crate) host: QemuHost,
     pub(crate) disk: PathBuf,
@@ -174,4 +192,23 @@ impl Fixture for QemuFixture {
     fn scratch(&self) -> PathBuf {
         self.host.dir.path().join("scratch")
     }
+
+    async fn disk_file(&self, name: &str, bytes: u64) -> DiskLayer {
+        let path = self.host.dir.path().join(format!("{name}.qcow2"));
+        if !path.exists() {
+            qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &bytes.to_string()]);
+        }
+        DiskLayer::new(path, DiskFormat::Qcow2).named(name)
+    }
+
+    async fn fill(&self, layer: &DiskLayer, bytes: u64) {
+        qemu_io(&layer.path, &format!("write -P 0x5a 0 {bytes}"));
+    }
+
+    /// The boot sector does not know of unplugging.
+    async fn guest_keeps_disks(&self, machine: &Arc<dyn Machine>) {
+        wait_for_boot(machine).await;
+    }
+
+    async fn slow_streams(&self, _machine: &Arc<dyn Machine>, _slow: bool) {}
 }

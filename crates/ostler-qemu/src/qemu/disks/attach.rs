@@ -126,21 +126,21 @@ impl Desk<'_> {
         let deadline = Instant::now() + patience;
         let kept = || Error::Disk(DiskError::GuestDidNotRelease { disk: id.to_owned(), after: patience });
         let mut signals = self.machine.signals();
-        let Some(kind) = self.devices().await?.into_iter().find(|there| there.name == device) else {
-            return Ok(());
-        };
-        if !is_disk(&kind, DiskBus::Virtio) && !is_disk(&kind, DiskBus::Scsi) {
+        let found = self.devices().await?.into_iter().find(|there| there.name == device);
+        if found.is_some_and(|kind| !is_disk(&kind, DiskBus::Virtio) && !is_disk(&kind, DiskBus::Scsi)) {
             return Err(DiskError::fixed_bus(id).into());
         }
         match self.qmp.execute(&DeviceDel { id: device.clone() }).await {
             Ok(_) => {}
-            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => return Ok(()),
+            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => {}
             // An earlier request that the guest has not answered yet.
             Err(QmpError::Refused { desc, .. }) if desc.contains("already in the process of unplug") => {}
             Err(other) => return Err(other.into()),
         }
         loop {
-            if !self.devices().await?.iter().any(|there| there.name == device) {
+            // It leaves the tree of devices a moment before it lets go of its node.
+            let in_tree = self.devices().await?.iter().any(|there| there.name == device);
+            if !in_tree && self.find(id).await?.is_none() {
                 return Ok(());
             }
             match tokio::time::timeout_at(deadline, next_signal(&mut signals)).await {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{Desk, next_signal};
 use crate::args::names;
-use crate::disk::StreamBase;
+use crate::disk::Stream;
 use crate::error::{DiskError, QmpError, Result};
 use crate::machine::Progress;
 use crate::qemu::machine::QemuMachine;
@@ -25,13 +25,13 @@ impl QemuMachine {
     pub(in crate::qemu) async fn stream_disk(
         &self,
         id: &str,
-        base: Option<StreamBase>,
+        stream: Stream,
         progress: watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<()> {
         {
             let desk = self.desk().await?;
-            desk.begin_stream(id, base).await?;
+            desk.begin_stream(id, stream).await?;
         }
         // The other disks are not kept waiting.
         let outcome = self.follow(id, &progress, cancel).await?;
@@ -102,7 +102,7 @@ async fn find_job(qmp: &Connection, id: &str) -> Result<Option<JobInfo>, QmpErro
 
 impl Desk<'_> {
     /// Begins the job, unless it is there already.
-    async fn begin_stream(&self, id: &str, base: Option<StreamBase>) -> Result<()> {
+    async fn begin_stream(&self, id: &str, stream: Stream) -> Result<()> {
         let disk = self.disk(id).await?;
         if disk.top.ro {
             return Err(DiskError::ReadOnly { disk: id.into() }.into());
@@ -115,7 +115,7 @@ impl Desk<'_> {
             }
             Some(_) => return Ok(()),
         }
-        let (base_node, backing_file) = match base {
+        let (base_node, backing_file) = match stream.base {
             None => (None, None),
             Some(base) => {
                 let node = names::named_node(id, &base.layer);
@@ -133,6 +133,7 @@ impl Desk<'_> {
             device: disk.node_name,
             base_node,
             backing_file,
+            speed: stream.bytes_per_second,
             auto_dismiss: false,
         };
         self.qmp.execute(&job).await?;
