@@ -1,6 +1,8 @@
 //! What the tests of the real driver share.
 #![allow(dead_code)]
 
+pub(crate) mod linux;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
