@@ -99,7 +99,8 @@ pub trait Machine: Send + Sync + Debug {
 
     /// Asks the guest to release a disk, waits for that as long as `patience`, then closes the disk's files. On
     /// [`DiskError::GuestDidNotRelease`](crate::DiskError::GuestDidNotRelease) the disk is still attached. No error when
-    /// there is no such disk.
+    /// there is no such disk; the
+    /// disk's files are free only after this has returned without one.
     async fn disk_detach(&self, id: &str, patience: Duration) -> Result<()>;
 
     /// Grows a disk to `bytes`, a multiple of 512; the guest sees it at once.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::linux::{start_linux, write_command};
+use common::linux::{Shell, linux, start_linux, write_command};
 use common::*;
 use ostler_qemu::*;
 use tokio::sync::watch;
@@ -92,6 +92,39 @@ async fn a_guest_gets_and_returns_disks() {
             check(&layer.path);
         }
     }
+}
+
+/// Two disks over one image, on the machine type with plain PCI.
+#[tokio::test]
+async fn disks_may_share_what_lies_below() {
+    let host = QemuHost::new();
+    let image = blank(&host, "image");
+    qemu_io(&image.path, "write -P 0x49 0 1M");
+    std::fs::set_permissions(&image.path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    let clone = |id: &str| {
+        let top = overlay_of(&host, &format!("{id}0"), &image.path, SIZE);
+        disk(id, vec![top, image.clone()], DiskBus::Virtio)
+    };
+    let spec = MachineSpec { machine: MachineType::I440fx, ..linux(vec![clone("a")]) };
+    let machine = host.hypervisor.start(spec, StartOptions::default()).await.unwrap();
+    let mut shell = Shell::of(&machine).await;
+    // More than there are places in the first row.
+    for id in ["b", "c", "d", "e", "f", "g", "h", "i", "j"] {
+        machine.disk_attach(clone(id)).await.unwrap();
+    }
+    shell.until("cat /sys/block/vdj/serial", "serial-j").await;
+    assert_eq!(shell.run("dd if=/dev/vdj bs=1M count=1 2>/dev/null | tr -d I | wc -c").await, "0");
+    let (_keep, cancel) = never();
+    machine.disk_stream("b", Stream::default(), watch::channel(Progress::default()).0, cancel).await.unwrap();
+    for id in ["c", "i", "j"] {
+        machine.disk_detach(id, PATIENCE).await.unwrap();
+    }
+    machine.disk_attach(disk("k", vec![blank(&host, "k0")], DiskBus::Virtio)).await.unwrap();
+    shell.until("cat /sys/block/vdc/serial", "serial-k").await;
+    assert_eq!(shell.run("dd if=/dev/vda bs=1M count=1 2>/dev/null | tr -d I | wc -c").await, "0");
+    machine.quit().await.unwrap();
+    std::fs::rename(&image.path, host.dir.path().join("away")).unwrap();
+    qemu_io(&host.dir.path().join("b0"), "read -P 0x49 0 1M");
 }
 
 #[tokio::test]

@@ -77,6 +77,33 @@ async fn guests_have_habits() {
 }
 
 #[tokio::test]
+async fn disks_fail_and_hang_when_told() {
+    let host = SimHost::default();
+    let hypervisor = SimHypervisor::new(host.clone());
+    let machine = start(&hypervisor, spec()).await.unwrap();
+    let layers = vec![DiskLayer::new("/pool/a", DiskFormat::Qcow2).named("a0")];
+    let disk = DiskSpec { id: "a".into(), layers, ..DiskSpec::default() };
+    host.fail(SimOperation::DiskAttach, Some(machine.id()), 1, "no luck");
+    let error = machine.disk_attach(disk.clone()).await.unwrap_err();
+    assert_eq!(error.to_string(), "simulated failure: no luck");
+    assert!(machine.disks().await.unwrap().is_empty());
+    host.set_file_size("/pool/a", 5 << 20);
+    machine.disk_attach(disk.clone()).await.unwrap();
+    assert_eq!(machine.disks().await.unwrap()[0].virtual_size, 5 << 20);
+    host.set_hanging(SimOperation::DiskDetach, Some(machine.id()), true);
+    let detach = machine.disk_detach("a", Duration::ZERO);
+    tokio::time::timeout(Duration::from_millis(20), detach).await.unwrap_err();
+    host.clear_faults();
+    machine.pause().await.unwrap();
+    let kept = machine.disk_detach("a", Duration::ZERO).await.unwrap_err();
+    assert!(matches!(kept, Error::Disk(DiskError::GuestDidNotRelease { .. })), "{kept:?}");
+    machine.resume().await.unwrap();
+    machine.disk_detach("a", Duration::ZERO).await.unwrap();
+    machine.quit().await.unwrap();
+    assert!(matches!(machine.disk_attach(disk).await, Err(Error::Ended { .. })));
+}
+
+#[tokio::test]
 async fn half_started_machines_are_reported() {
     let host = SimHost::default();
     let hypervisor = SimHypervisor::new(host.clone());

@@ -75,6 +75,15 @@ pub(super) fn disk(machine: MachineType, number: usize) -> PciAddress {
     }
 }
 
+/// Which of i440fx's disk places a slot is.
+pub(crate) fn disk_at_slot(slot: usize) -> Option<usize> {
+    match slot {
+        0x08..0x10 => Some(slot - 0x08),
+        0x18..0x1d => Some(slot - 0x18 + 8),
+        _ => None,
+    }
+}
+
 pub(super) fn nic(machine: MachineType, number: usize) -> PciAddress {
     match machine {
         MachineType::Q35 => PciAddress::new(format!("nic-port{number}"), 0, 0),

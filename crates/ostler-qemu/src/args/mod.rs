@@ -18,7 +18,7 @@ pub use devices::{
 };
 pub(crate) use disks::{NodeOptions, disk_node, hot_device, layer_node, throttle};
 pub use escape::escape_commas;
-pub(crate) use layout::{DISK_PORT, disk_places, places_made};
+pub(crate) use layout::{DISK_PORT, disk_at_slot, disk_places, places_made};
 pub(crate) use plan::FIRST_DISK_SET;
 pub use plan::{FIRST_FD, FdUse, HostFacts, HotPlug, LaunchPlan, plan};
 pub use validate::validate;

@@ -169,14 +169,9 @@ fn place_number(value: &serde_json::Value, bus: DiskBus, machine: MachineType) -
         (DiskBus::Scsi, _) => usize::try_from(value.as_u64()?).ok(),
         // `/machine/peripheral/disk-port3/disk-port3`
         (_, MachineType::Q35) => number(value.as_str()?.rsplit('/').next()?.strip_prefix(DISK_PORT)?),
-        // `0b.0`: the places of i440fx are in two rows.
+        // Eight times the slot, and the function.
         (_, MachineType::I440fx | MachineType::Microvm) => {
-            let (slot, _) = value.as_str()?.split_once('.')?;
-            match usize::from_str_radix(slot, 16).ok()? {
-                slot @ 0x08..0x10 => Some(slot - 0x08),
-                slot @ 0x18..0x20 => Some(slot - 0x18 + 8),
-                _ => None,
-            }
+            args::disk_at_slot(usize::try_from(value.as_u64()? / 8).ok()?)
         }
     }
 }
@@ -193,8 +188,8 @@ mod tests {
         assert_eq!(q35(json!("/machine/peripheral/disk-port13/disk-port13")), Some(13));
         assert_eq!(q35(json!("/machine/q35/pcie.0")), None);
         let i440fx = |value| place_number(&value, DiskBus::Virtio, MachineType::I440fx);
-        assert_eq!((i440fx(json!("08.0")), i440fx(json!("19.0"))), (Some(0), Some(9)));
-        assert_eq!(i440fx(json!("10.0")), None);
+        assert_eq!((i440fx(json!(0x08 * 8)), i440fx(json!(0x19 * 8))), (Some(0), Some(9)));
+        assert_eq!(i440fx(json!(0x10 * 8)), None);
         assert_eq!(place_number(&json!(7), DiskBus::Scsi, MachineType::Q35), Some(7));
     }
 }
