@@ -5,14 +5,14 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ostler_storage::{ImageStore, ImportStage};
 
 use crate::{
     import::{gzip, options, upload},
-    support::{MIB, image, noise},
+    support::{MIB, image, noise, nothing_runs_on},
 };
 
 const STORE: &str = "OSTLER_TEST_KILLED_STORE";
@@ -55,23 +55,6 @@ fn kill_at(dir: &Path, stage: &str, after: Duration) {
     std::thread::sleep(after);
     child.kill().unwrap();
     child.wait().unwrap();
-}
-
-/// Waits until no process has this folder among its arguments.
-fn nothing_runs_on(dir: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let needle = dir.to_str().unwrap().as_bytes();
-    loop {
-        let running = fs::read_dir("/proc").unwrap().any(|entry| {
-            let command = fs::read(entry.unwrap().path().join("cmdline")).unwrap_or_default();
-            command.windows(needle.len()).any(|window| window == needle)
-        });
-        if !running {
-            return;
-        }
-        assert!(Instant::now() < deadline, "a process of the killed import is still there");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[tokio::test]

@@ -20,6 +20,50 @@ pub(crate) fn qemu_img(args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
+/// Runs commands on a volume's layer as a guest would.
+pub(crate) fn qemu_io(layer: &Path, commands: &[&str]) {
+    let output = qemu_io_run(layer, commands.iter().copied());
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && !text.contains("failed"), "qemu-io {commands:?}: {text}");
+}
+
+/// Whether all these `read -P` commands find their pattern.
+pub(crate) fn qemu_io_reads(layer: &Path, reads: &[String]) -> bool {
+    let output = qemu_io_run(layer, std::iter::once("-r").chain(reads.iter().map(String::as_str)));
+    let text = String::from_utf8_lossy(&output.stdout);
+    output.status.success() && !text.contains("failed") && text.matches("read ").count() == reads.len()
+}
+
+fn qemu_io_run<'a>(layer: &Path, commands: impl Iterator<Item = &'a str>) -> std::process::Output {
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "qcow2"]);
+    for text in commands {
+        match text {
+            "-r" => command.arg("-r"),
+            text => command.args(["-c", text]),
+        };
+    }
+    command.arg(layer).output().expect("the package qemu-utils is installed")
+}
+
+/// Waits until no process has this folder among its arguments.
+pub(crate) fn nothing_runs_on(dir: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let needle = dir.to_str().unwrap().as_bytes();
+    loop {
+        let running = fs::read_dir("/proc").unwrap().any(|entry| {
+            let command = fs::read(entry.unwrap().path().join("cmdline")).unwrap_or_default();
+            command.windows(needle.len()).any(|window| window == needle)
+        });
+        if !running {
+            return;
+        }
+        assert!(Instant::now() < deadline, "a process of the killed one is still there");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
