@@ -73,7 +73,7 @@ impl Model {
         let some = self.snapshots.keys().nth(random() % self.snapshots.len().max(1)).copied();
         let fresh = Uuid::now_v7();
         match (random() % 16, some) {
-            (0..5, _) | (_, None) if self.snapshots.is_empty() && random() % 2 == 0 => {
+            (0..5, _) | (_, None) if self.snapshots.is_empty() && random().is_multiple_of(2) => {
                 Op::Snapshot { id: Uuid::now_v7(), layer: fresh }
             }
             (0..5, _) | (_, None) => Op::Write { slot: random() % SLOTS, value: (random() % 255 + 1) as u8 },
@@ -84,7 +84,7 @@ impl Model {
             (13, Some(_)) => Op::Collect,
             (14, Some(_)) => Op::Merge,
             (_, Some(_)) => {
-                if random() % 3 == 0 {
+                if random().is_multiple_of(3) {
                     Op::Flatten
                 } else {
                     Op::Merge
