@@ -91,6 +91,7 @@ fn spec(dir: &Path) -> MachineSpec {
         firmware: Firmware::Bios,
         kernel: None,
         disks: vec![root, disk(dir, "first", 0)],
+        disk_places: None,
         nics: Vec::new(),
         rng: false,
         balloon: false,

@@ -78,6 +78,7 @@ fn spec(disk: &Path) -> MachineSpec {
             boot_index: Some(1),
             ..DiskSpec::default()
         }],
+        disk_places: None,
         nics: vec![NicSpec {
             id: "lan".into(),
             mac: "52:54:00:12:34:56".parse().unwrap(),

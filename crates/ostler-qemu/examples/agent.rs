@@ -31,6 +31,7 @@ async fn main() {
             boot_index: Some(1),
             ..DiskSpec::default()
         }],
+        disk_places: None,
         nics: Vec::new(),
         rng: false,
         balloon: false,

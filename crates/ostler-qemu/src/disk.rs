@@ -40,7 +40,8 @@ impl DiskLayer {
 pub enum DiskBus {
     #[default]
     Virtio,
-    /// On the machine's one virtio-scsi controller, which is there when the machine started with a disk of this bus.
+    /// On the machine's one virtio-scsi controller, which is there when the machine started with a disk of this bus or
+    /// was told to have one ([`DiskPlaces::scsi`]).
     Scsi,
     Sata,
     Ide,
@@ -97,6 +98,19 @@ pub struct DiskSpec {
     pub cache: DiskCache,
     pub discard: DiskDiscard,
     pub limits: DiskLimits,
+    /// Of a virtio or SCSI disk: its number on the bus, which decides where the guest finds it. None takes the first free
+    /// one. A saved state is restored, and a machine migrated, with the places of [`DiskState::place`].
+    pub place: Option<u16>,
+}
+
+/// The room for disks that a machine is started with. The guest sees it, so a saved state is restored, and a machine
+/// migrated, with the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlaces {
+    /// How many virtio disks fit: root ports on q35, fixed elsewhere.
+    pub virtio: u16,
+    /// Whether there is a SCSI controller.
+    pub scsi: bool,
 }
 
 /// In operations or bytes a second; 0 is no limit.
@@ -143,6 +157,8 @@ pub struct DiskState {
     pub virtual_size: u64,
     pub read_only: bool,
     pub limits: DiskLimits,
+    /// None for disks on SATA and IDE.
+    pub place: Option<u16>,
 }
 
 /// One disk of a snapshot.

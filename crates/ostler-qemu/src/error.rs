@@ -114,7 +114,7 @@ impl DiskError {
     }
 
     pub(crate) fn no_scsi(disk: &str) -> Self {
-        let reason = "the machine has no SCSI controller: it gets one when it starts with a scsi disk";
+        let reason = "the machine has no SCSI controller: it gets one when it starts with a scsi disk or is told to have one";
         Self::NotHotPluggable { disk: disk.into(), reason: reason.into() }
     }
 

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
-use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
+use crate::disk::{DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{QmpError, Result, StartError};
 use crate::host::HostProbe;
 use crate::spec::{Accelerator, MachineSpec, StartOptions};
@@ -133,6 +133,8 @@ pub struct MachineFacts {
     pub accelerator: Accelerator,
     /// The CPU model in use, to be recorded likewise.
     pub cpu_model: String,
+    /// The room for disks, to be given again when a state of this machine is restored.
+    pub disk_places: DiskPlaces,
     pub started_at: SystemTime,
 }
 

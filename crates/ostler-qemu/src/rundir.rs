@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::disk::DiskPlaces;
 use crate::error::{Error, Result};
 use crate::process::lock;
 use crate::process::pidfd::Pidfd;
@@ -50,6 +51,8 @@ pub(crate) struct Record {
     pub(crate) accelerator: Accelerator,
     pub(crate) cpu_model: String,
     pub(crate) vnc: bool,
+    #[serde(default)]
+    pub(crate) disk_places: DiskPlaces,
     /// Since the epoch.
     pub(crate) started_at_ms: u64,
     pub(crate) argv: Vec<String>,
@@ -322,6 +325,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             cpu_model: "max".into(),
             vnc: true,
+            disk_places: DiskPlaces { virtio: 8, scsi: false },
             started_at_ms: 5,
             argv: vec!["-S".into()],
         };

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use crate::disk::{
-    DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskSpec, DiskState, Rate,
-    SnapshotDisk, Stream, StreamBase,
+    DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState,
+    Rate, SnapshotDisk, Stream, StreamBase,
 };
 
 /// The chipset a guest sees.
@@ -152,6 +152,8 @@ pub struct MachineSpec {
     pub firmware: Firmware,
     pub kernel: Option<KernelBoot>,
     pub disks: Vec<DiskSpec>,
+    /// None makes room for the disks and a few more.
+    pub disk_places: Option<DiskPlaces>,
     pub nics: Vec<NicSpec>,
     pub rng: bool,
     pub balloon: bool,

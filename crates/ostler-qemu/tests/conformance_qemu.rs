@@ -51,4 +51,5 @@ cases!(
     snapshots_are_of_all_disks_or_none,
     streams_shorten_the_chain,
     a_cancelled_stream_changes_nothing,
+    places_are_kept_by_a_saved_state,
 );

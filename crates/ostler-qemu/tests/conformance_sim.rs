@@ -45,6 +45,7 @@ impl Fixture for SimFixture {
             firmware: Firmware::Bios,
             kernel: None,
             disks: Vec::new(),
+            disk_places: None,
             nics: Vec::new(),
             rng: true,
             balloon: true,

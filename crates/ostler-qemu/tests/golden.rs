@@ -24,6 +24,7 @@ fn base(machine: MachineType, accelerator: Accelerator) -> MachineSpec {
         firmware: Firmware::Bios,
         kernel: None,
         disks: Vec::new(),
+        disk_places: None,
         nics: Vec::new(),
         rng: true,
         balloon: true,
@@ -219,8 +220,12 @@ fn disks_of_all_kinds() {
     );
 }
 
+fn with_two(spec: &MachineSpec, a: DiskSpec, b: DiskSpec) -> MachineSpec {
+    MachineSpec { disks: vec![a, b], ..spec.clone() }
+}
+
 #[test]
-fn layer_names_and_limits_are_checked() {
+fn layer_names_limits_and_places_are_checked() {
     let q35 = base(MachineType::Q35, Accelerator::Tcg);
     let of = |disk: DiskSpec| MachineSpec { disks: vec![disk], ..q35.clone() };
     let named = |name: &str| {
@@ -245,6 +250,18 @@ fn layer_names_and_limits_are_checked() {
         let said = refused(&limited(limits));
         assert!(said.contains(why), "{said:?} does not say {why:?}");
     }
+    let placed = |id: &str, bus, place| DiskSpec { place: Some(place), ..disk(id, bus, None) };
+    let two = with_two(&q35, placed("a", DiskBus::Scsi, 3), placed("b", DiskBus::Scsi, 3));
+    assert!(refused(&two).contains("have place 3"));
+    validate(&with_two(&q35, placed("a", DiskBus::Scsi, 3), placed("b", DiskBus::Virtio, 3))).unwrap();
+    assert!(refused(&of(placed("a", DiskBus::Virtio, 24))).contains("not below 24"));
+    assert!(refused(&of(placed("a", DiskBus::Sata, 0))).contains("take no place"));
+    let room = |virtio, scsi| MachineSpec {
+        disk_places: Some(DiskPlaces { virtio, scsi }),
+        ..of(placed("a", DiskBus::Virtio, 9))
+    };
+    validate(&room(10, true)).unwrap();
+    assert!(refused(&room(9, true)).contains("not between 10 and 24"));
     assert!(refused(&of(disk("port3", DiskBus::Virtio, None))).contains("choose another"));
 }
 

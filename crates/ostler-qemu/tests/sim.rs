@@ -19,6 +19,7 @@ fn spec() -> MachineSpec {
         firmware: Firmware::Bios,
         kernel: None,
         disks: Vec::new(),
+        disk_places: None,
         nics: Vec::new(),
         rng: true,
         balloon: true,

@@ -1,11 +1,13 @@
 //! A disk as QEMU's block node and device: at a start, and when it is plugged into a running machine.
 
+use std::collections::HashSet;
+
 use super::devices::{
     BlockNode, CacheFlags, Device, DiskProperties, FileNode, IdePlace, NodeProperties, ScsiPlace, Throttle,
 };
 use super::layout;
 use super::names;
-use crate::disk::{DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLimits, DiskSpec, Rate};
+use crate::disk::{DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLimits, DiskPlaces, DiskSpec, Rate};
 use crate::spec::{MachineSpec, MachineType};
 
 /// The controller of all SCSI disks; its bus is `scsi.0`.
@@ -38,6 +40,41 @@ pub(super) fn ide_device(spec: &MachineSpec, disk: &DiskSpec, number_of_ata: usi
     } else {
         Device::DiskIde { disk: properties, at }
     }
+}
+
+/// The number of each disk on its bus: the one it was given, else the first that is free.
+pub(crate) fn places(disks: &[DiskSpec]) -> Vec<usize> {
+    let given = disks.iter().filter_map(|disk| Some((disk.bus, usize::from(disk.place?))));
+    let mut taken: HashSet<_> = given.collect();
+    let place = |disk: &DiskSpec| {
+        disk.place.map_or_else(
+            || (0..).find(|number| taken.insert((disk.bus, *number))).expect("numbers do not end"),
+            usize::from,
+        )
+    };
+    disks.iter().map(place).collect()
+}
+
+/// The place of a disk that is plugged in: the one it asks for or the first, if that is free.
+pub(crate) fn free_place(disk: &DiskSpec, places: usize, taken: impl Fn(u16) -> bool) -> Option<u16> {
+    let end = u16::try_from(places).unwrap_or(u16::MAX);
+    let mut wanted = disk.place.map_or(0..end, |place| place..place.saturating_add(1).min(end));
+    wanted.find(|number| !taken(*number))
+}
+
+/// The room for disks that a machine starts with.
+pub(crate) fn made_places(spec: &MachineSpec) -> DiskPlaces {
+    let made = layout::places_made(spec.machine, virtio_places(&spec.disks));
+    spec.disk_places.unwrap_or_else(|| DiskPlaces {
+        virtio: u16::try_from(made).expect("a few dozen"),
+        scsi: spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi),
+    })
+}
+
+/// Up to where the places of virtio disks are taken.
+pub(super) fn virtio_places(disks: &[DiskSpec]) -> usize {
+    let numbered = disks.iter().zip(places(disks)).filter(|(disk, _)| disk.bus == DiskBus::Virtio);
+    numbered.map(|(_, number)| number + 1).max().unwrap_or(0)
 }
 
 pub(super) fn is_ata(bus: DiskBus) -> bool {

@@ -91,27 +91,27 @@ pub(super) fn nic(machine: MachineType, number: usize) -> PciAddress {
     }
 }
 
-/// How many places for virtio disks a machine has that started with `disks` of them.
-pub(crate) fn places_made(machine: MachineType, disks: usize) -> usize {
+/// How many places for virtio disks a machine has that started with this many taken.
+pub(super) fn places_made(machine: MachineType, disks: usize) -> usize {
     match machine {
-        MachineType::Q35 => ports(disks).min(capacity(machine).0),
+        MachineType::Q35 => with_spare(disks).min(capacity(machine).0),
         MachineType::I440fx | MachineType::Microvm => capacity(machine).0,
     }
 }
 
-fn ports(used: usize) -> usize {
+fn with_spare(used: usize) -> usize {
     (used + 2).next_multiple_of(8)
 }
 
-/// q35's places for hot-plugging, made in eights with at least two to spare of each kind.
-pub(super) fn root_ports(disks: usize, nics: usize) -> Vec<Device> {
-    let mut ports = group(DISK_PORT, disks, [0x02, 0x08, 0x09], 0);
-    ports.extend(group("nic-port", nics, [0x03, 0x0a, 0x0b], 100));
+/// q35's places for hot-plugging: so many for disks, and for NICs in eights with at least two to spare.
+pub(super) fn root_ports(disk_places: usize, nics: usize) -> Vec<Device> {
+    let mut ports = group(DISK_PORT, disk_places, [0x02, 0x08, 0x09], 0);
+    ports.extend(group("nic-port", with_spare(nics), [0x03, 0x0a, 0x0b], 100));
     ports
 }
 
-fn group(name: &str, used: usize, slots: [usize; 3], first_chassis: usize) -> Vec<Device> {
-    let count = ports(used).min(slots.len() * 8);
+fn group(name: &str, count: usize, slots: [usize; 3], first_chassis: usize) -> Vec<Device> {
+    let count = count.min(slots.len() * 8);
     (0..count)
         .map(|number| Device::PcieRootPort {
             id: format!("{name}{number}"),
@@ -153,8 +153,9 @@ mod tests {
 
     #[test]
     fn there_are_ports_to_spare() {
-        assert_eq!(root_ports(0, 0).len(), 16);
-        assert_eq!(root_ports(6, 7).len(), 24);
-        assert_eq!(root_ports(24, 24).len(), 48);
+        let all = |disks, nics| root_ports(places_made(MachineType::Q35, disks), nics).len();
+        assert_eq!(all(0, 0), 16);
+        assert_eq!(all(6, 7), 24);
+        assert_eq!(all(24, 24), 48);
     }
 }

@@ -16,9 +16,11 @@ pub use devices::{
     BlockNode, CacheFlags, Device, DiskProperties, FileNode, IdePlace, Netdev, NetdevString, NicProperties,
     NodeProperties, PciAddress, ScsiPlace, Throttle,
 };
-pub(crate) use disks::{NodeOptions, disk_node, hot_device, layer_node, throttle};
+pub(crate) use disks::{
+    NodeOptions, disk_node, free_place, hot_device, layer_node, made_places, places, throttle,
+};
 pub use escape::escape_commas;
-pub(crate) use layout::{DISK_PORT, disk_at_slot, disk_places, places_made};
+pub(crate) use layout::{DISK_PORT, disk_at_slot, disk_places};
 pub(crate) use plan::FIRST_DISK_SET;
 pub use plan::{FIRST_FD, FdUse, HostFacts, HotPlug, LaunchPlan, plan};
 pub use validate::validate;

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::devices::{BlockNode, Device, Netdev, NetdevString, NicProperties, Throttle};
 use super::disks::{
-    SCSI_CONTROLLER, disk_node, firmware_node, hot_device, ide_device, is_ata, throttle, throttled_device,
+    SCSI_CONTROLLER, disk_node, firmware_node, hot_device, ide_device, is_ata, made_places, places, throttle,
+    throttled_device,
 };
 use super::escape::escape_commas;
 use super::layout::{self, Fixed};
@@ -228,7 +229,7 @@ impl Builder<'_> {
         let at = |device| layout::fixed(machine, device);
         let pci = self.hot_pluggable();
         if machine == MachineType::Q35 {
-            for port in layout::root_ports(count_virtio(spec), spec.nics.len()) {
+            for port in layout::root_ports(made_places(spec).virtio.into(), spec.nics.len()) {
                 self.json("-device", &port);
             }
         }
@@ -257,7 +258,7 @@ impl Builder<'_> {
             };
             self.json("-device", &device);
         }
-        if spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi) {
+        if made_places(spec).scsi {
             self.json("-device", &Device::Scsi { id: SCSI_CONTROLLER, at: at(Fixed::Scsi) });
         }
         if machine == MachineType::I440fx && spec.disks.iter().any(|disk| disk.bus == DiskBus::Sata) {
@@ -267,7 +268,8 @@ impl Builder<'_> {
 
     fn disks(&mut self) {
         let spec = self.spec;
-        let (mut virtio, mut scsi, mut ata, mut set) = (0, 0, 0, FIRST_DISK_SET);
+        let places = places(&spec.disks);
+        let (mut ata, mut set) = (0, FIRST_DISK_SET);
         for (number, disk) in spec.disks.iter().enumerate() {
             let hot = !is_ata(disk.bus) && self.hot_pluggable();
             let first_set = set;
@@ -276,17 +278,12 @@ impl Builder<'_> {
                 set += 1;
             }
             let node = disk_node(disk, first_set);
-            let place = match disk.bus {
-                DiskBus::Virtio => &mut virtio,
-                DiskBus::Scsi => &mut scsi,
-                DiskBus::Sata | DiskBus::Ide => &mut ata,
-            };
             let device = if is_ata(disk.bus) {
-                ide_device(spec, disk, *place)
+                ide_device(spec, disk, ata)
             } else {
-                hot_device(spec.machine, disk, *place)
+                hot_device(spec.machine, disk, places[number])
             };
-            *place += 1;
+            ata += usize::from(is_ata(disk.bus));
             if hot {
                 self.plan.hotplug.push(HotPlug::Blockdev { disk: number, node });
                 self.plan.hotplug.push(HotPlug::Device(device));
@@ -335,10 +332,6 @@ impl Builder<'_> {
             }
         }
     }
-}
-
-fn count_virtio(spec: &MachineSpec) -> usize {
-    spec.disks.iter().filter(|disk| disk.bus == DiskBus::Virtio).count()
 }
 
 /// Under TCG, microvm's clock calibration hangs one boot in five unless the kernel is told the result.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use super::{layout, names};
+use super::{disks, layout, names};
 use crate::error::{DiskError, StartError};
 use crate::spec::{
     DiskBus, DiskFormat, DiskLayer, DiskLimits, DiskSpec, Firmware, KernelBoot, MachineSpec, MachineType,
@@ -36,7 +36,7 @@ pub fn validate(spec: &MachineSpec) -> Result<(), StartError> {
     if let Some(kernel) = &spec.kernel {
         cmdline(kernel)?;
     }
-    disks(spec)?;
+    all_disks(spec)?;
     nics(spec)?;
     boot_order(spec)?;
     if spec.machine == MachineType::Microvm { microvm(spec) } else { Ok(()) }
@@ -113,7 +113,7 @@ fn disk_id(id: &str) -> Result<(), StartError> {
     short_id("disks", id)
 }
 
-fn disks(spec: &MachineSpec) -> Result<(), StartError> {
+fn all_disks(spec: &MachineSpec) -> Result<(), StartError> {
     let mut ids = HashSet::new();
     for disk in &spec.disks {
         disk_id(&disk.id)?;
@@ -123,6 +123,13 @@ fn disks(spec: &MachineSpec) -> Result<(), StartError> {
         one_disk(spec.machine, disk)?;
     }
     let count = |bus| spec.disks.iter().filter(|disk| disk.bus == bus).count();
+    let mut places = HashSet::new();
+    for (disk, place) in spec.disks.iter().filter_map(|disk| Some((disk, disk.place?))) {
+        if !places.insert((disk.bus, place)) {
+            return invalid("disks", format!("two {} disks have place {place}", disk.bus));
+        }
+    }
+    disk_room(spec)?;
     for bus in [DiskBus::Virtio, DiskBus::Scsi, DiskBus::Sata, DiskBus::Ide] {
         let limit = layout::disk_places(spec.machine, bus);
         if count(bus) > limit {
@@ -211,6 +218,25 @@ pub(crate) fn limits(disk: &str, limits: &DiskLimits) -> Result<(), StartError> 
     Ok(())
 }
 
+fn disk_room(spec: &MachineSpec) -> Result<(), StartError> {
+    let Some(room) = spec.disk_places else { return Ok(()) };
+    let least = disks::virtio_places(&spec.disks);
+    let most = layout::disk_places(spec.machine, DiskBus::Virtio);
+    if !(least..=most).contains(&usize::from(room.virtio)) {
+        return invalid(
+            "disk_places",
+            format!("room for {} virtio disks is not between {least} and {most}", room.virtio),
+        );
+    }
+    if room.scsi && spec.machine == MachineType::Microvm {
+        return invalid("disk_places", "microvm has no SCSI controller");
+    }
+    if !room.scsi && spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi) {
+        return invalid("disk_places", "SCSI disks need a SCSI controller");
+    }
+    Ok(())
+}
+
 fn one_disk(machine: MachineType, disk: &DiskSpec) -> Result<(), StartError> {
     let field = format!("disks[{}]", disk.id);
     match (machine, disk.bus) {
@@ -233,6 +259,15 @@ fn one_disk(machine: MachineType, disk: &DiskSpec) -> Result<(), StartError> {
     let above_bottom = &disk.layers[..disk.layers.len() - 1];
     if above_bottom.iter().any(|layer| layer.format == DiskFormat::Raw) {
         return invalid(field, "a raw file can only be the lowest layer");
+    }
+    if let Some(place) = disk.place {
+        let places = layout::disk_places(machine, disk.bus);
+        if disks::is_ata(disk.bus) || machine == MachineType::Microvm {
+            return invalid(field, format!("disks of bus {} on {machine} take no place number", disk.bus));
+        }
+        if usize::from(place) >= places {
+            return invalid(field, format!("place {place} is not below {places}"));
+        }
     }
     let mut names = HashSet::new();
     for layer in &disk.layers {

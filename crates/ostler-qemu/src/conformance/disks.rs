@@ -294,3 +294,54 @@ pub(super) async fn a_cancelled_stream_changes_nothing(fixture: &mut dyn Fixture
     stream(&machine, "first", None).await.expect("and the whole can be done again");
     clean_up(fixture, spec.id).await;
 }
+
+/// Disks that came and went leave holes; a state that is saved then is restored into the same places.
+pub(super) async fn places_are_kept_by_a_saved_state(fixture: &mut dyn Fixture) {
+    let (spec, machine) = start_with_scsi(fixture).await;
+    fixture.guest_up(&machine).await;
+    let mut disks = spec.disks.clone();
+    for (id, bus) in [("gone", DiskBus::Scsi), ("wide", DiskBus::Scsi)] {
+        let disk = disk(fixture, id, &format!("{id}0"), bus).await;
+        machine.disk_attach(disk.clone()).await.unwrap();
+        disks.push(disk);
+    }
+    // Past those that a start with so few would make room for.
+    for number in 0..7 {
+        let id = format!("v{number}");
+        let disk = disk(fixture, &id, &id, DiskBus::Virtio).await;
+        match machine.disk_attach(disk.clone()).await {
+            Ok(()) => disks.push(disk),
+            Err(error) => assert!(matches!(error, Error::Disk(DiskError::NoPlace { .. })), "{error:?}"),
+        }
+    }
+    machine.disk_detach("gone", PATIENCE).await.unwrap();
+    disks.retain(|disk| disk.id != "gone");
+    let before = machine.disks().await.unwrap();
+    let taken = before.iter().find(|disk| disk.id == "wide").unwrap().place;
+    let clash = DiskSpec { place: taken, ..disk(fixture, "x", "x0", DiskBus::Scsi).await };
+    let error = disk_error(machine.disk_attach(clash).await);
+    assert!(matches!(error, DiskError::NoPlace { .. }), "{error:?}");
+
+    let state = fixture.scratch().join("machine.state");
+    machine.save(&state, watch::channel(Progress::default()).0).await.unwrap();
+    let facts = machine.facts();
+    machine.quit().await.unwrap();
+    for disk in &mut disks {
+        disk.place = before.iter().find(|now| now.id == disk.id).unwrap().place;
+    }
+    let same = MachineSpec {
+        machine_version: Some(facts.machine_version),
+        cpu_model: Some(facts.cpu_model),
+        disk_places: Some(facts.disk_places),
+        disks,
+        ..spec.clone()
+    };
+    let restore = StartOptions { restore_from: Some(state), paused: false };
+    let machine = start(fixture, &same, restore).await;
+    assert_eq!(machine.disks().await.unwrap(), before);
+    assert_eq!(machine.facts().disk_places, facts.disk_places);
+    // The first hole is filled first.
+    machine.disk_attach(disk(fixture, "again", "again0", DiskBus::Scsi).await).await.unwrap();
+    assert_eq!(find(&machine, "again").await.unwrap().place, Some(1));
+    clean_up(fixture, spec.id).await;
+}

@@ -96,6 +96,7 @@ pub const CASES: &[&str] = &[
     "snapshots_are_of_all_disks_or_none",
     "streams_shorten_the_chain",
     "a_cancelled_stream_changes_nothing",
+    "places_are_kept_by_a_saved_state",
 ];
 
 /// Runs one case. Panics when it fails.
@@ -134,6 +135,7 @@ pub async fn run(case: &str, fixture: &mut dyn Fixture) {
         "snapshots_are_of_all_disks_or_none" => disks::snapshots_are_of_all_disks_or_none(fixture).await,
         "streams_shorten_the_chain" => disks::streams_shorten_the_chain(fixture).await,
         "a_cancelled_stream_changes_nothing" => disks::a_cancelled_stream_changes_nothing(fixture).await,
+        "places_are_kept_by_a_saved_state" => disks::places_are_kept_by_a_saved_state(fixture).await,
         other => panic!("there is no case '{other}'"),
     }
 }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::probe::Capabilities;
 use super::users::Users;
-use crate::args::{FdUse, HostFacts, HotPlug, plan};
+use crate::args::{FdUse, HostFacts, HotPlug, made_places, plan};
 use crate::config::QemuConfig;
 use crate::error::{Error, StartError};
 use crate::firmware;
@@ -186,6 +186,7 @@ fn record(spec: &MachineSpec, facts: &HostFacts, argv: &[OsString]) -> Record {
         accelerator: spec.accelerator,
         cpu_model: facts.cpu_model.clone(),
         vnc: spec.vnc,
+        disk_places: made_places(spec),
         started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
         argv: argv.iter().map(|arg| arg.to_string_lossy().into_owned()).collect(),
     }

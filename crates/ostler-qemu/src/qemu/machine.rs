@@ -226,6 +226,7 @@ impl Machine for QemuMachine {
             machine_version: self.record.machine_version.clone(),
             accelerator: self.record.accelerator,
             cpu_model: self.record.cpu_model.clone(),
+            disk_places: self.record.disk_places,
             started_at: self.record.started_at(),
         }
     }

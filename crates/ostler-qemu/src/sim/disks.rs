@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::host::Inner;
 use crate::args::{self, names};
-use crate::disk::{DiskBus, DiskLayer, DiskLimits, DiskSpec, DiskState, SnapshotDisk};
+use crate::disk::{DiskBus, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk};
 use crate::error::DiskError;
 use crate::spec::{MachineSpec, MachineType};
 
@@ -14,8 +14,7 @@ const USUAL_SIZE: u64 = 1 << 30;
 pub(super) struct SimDisks {
     /// By id.
     disks: Vec<SimDisk>,
-    virtio_places: usize,
-    scsi: bool,
+    pub(super) room: DiskPlaces,
 }
 
 #[derive(Debug)]
@@ -26,6 +25,7 @@ struct SimDisk {
     /// The top first.
     layers: Vec<Option<Box<str>>>,
     size: u64,
+    place: u16,
     /// None for no limits, as most have.
     limits: Option<Box<DiskLimits>>,
 }
@@ -39,7 +39,7 @@ fn boxed(limits: DiskLimits) -> Option<Box<DiskLimits>> {
 }
 
 impl SimDisk {
-    fn of(host: &Inner, spec: &DiskSpec) -> Self {
+    fn of(host: &Inner, spec: &DiskSpec, place: usize) -> Self {
         let size = spec.layers.first().and_then(|layer| host.file_size(&layer.path));
         Self {
             id: spec.id.as_str().into(),
@@ -47,6 +47,7 @@ impl SimDisk {
             read_only: spec.read_only || spec.cdrom,
             layers: spec.layers.iter().map(layer_name).collect(),
             size: size.unwrap_or(USUAL_SIZE),
+            place: u16::try_from(place).unwrap_or(u16::MAX),
             limits: boxed(spec.limits),
         }
     }
@@ -70,20 +71,20 @@ impl SimDisk {
             virtual_size: self.size,
             read_only: self.read_only,
             limits: self.limits.as_deref().copied().unwrap_or_default(),
+            place: match self.bus {
+                DiskBus::Virtio | DiskBus::Scsi => Some(self.place),
+                DiskBus::Sata | DiskBus::Ide => None,
+            },
         }
     }
 }
 
 impl SimDisks {
     pub(super) fn of(host: &Inner, spec: &MachineSpec) -> Self {
-        let virtio = spec.disks.iter().filter(|disk| disk.bus == DiskBus::Virtio).count();
-        let mut disks: Vec<_> = spec.disks.iter().map(|disk| SimDisk::of(host, disk)).collect();
+        let numbered = spec.disks.iter().zip(args::places(&spec.disks));
+        let mut disks: Vec<_> = numbered.map(|(disk, place)| SimDisk::of(host, disk, place)).collect();
         disks.sort_by(|a, b| a.id.cmp(&b.id));
-        Self {
-            disks,
-            virtio_places: args::places_made(spec.machine, virtio),
-            scsi: spec.disks.iter().any(|disk| disk.bus == DiskBus::Scsi),
-        }
+        Self { disks, room: args::made_places(spec) }
     }
 
     pub(super) fn states(&self) -> Vec<DiskState> {
@@ -124,17 +125,19 @@ impl SimDisks {
             }
             Err(at) => at,
         };
-        if spec.bus == DiskBus::Scsi && !self.scsi {
+        if spec.bus == DiskBus::Scsi && !self.room.scsi {
             return Err(DiskError::no_scsi(&spec.id));
         }
         let places = match spec.bus {
-            DiskBus::Virtio => self.virtio_places,
+            DiskBus::Virtio => self.room.virtio.into(),
             DiskBus::Scsi | DiskBus::Sata | DiskBus::Ide => args::disk_places(machine, spec.bus),
         };
-        if self.disks.iter().filter(|disk| disk.bus == spec.bus).count() >= places {
+        let taken: Vec<_> =
+            self.disks.iter().filter(|disk| disk.bus == spec.bus).map(|disk| disk.place).collect();
+        let Some(place) = args::free_place(&spec, places, |number| taken.contains(&number)) else {
             return Err(DiskError::NoPlace { disk: spec.id, bus: spec.bus });
-        }
-        self.disks.insert(at, SimDisk::of(host, &spec));
+        };
+        self.disks.insert(at, SimDisk::of(host, &spec, place.into()));
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use super::faults::SimOperation;
 use super::guest::{OnPowerdown, SimLifetime};
 use super::host::{Inner, SimMachineState, power_off};
 use super::hypervisor::newest_version;
-use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
+use crate::disk::{DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{DiskError, Error, QmpError, Result};
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
 
@@ -47,6 +47,7 @@ impl SimMachine {
             machine_version: version.to_owned(),
             accelerator: machine.accelerator,
             cpu_model: machine.cpu_model.as_deref().unwrap_or("simulated").to_owned(),
+            disk_places: machine.disks.room,
             started_at: machine.started_at,
         }
     }
@@ -106,6 +107,7 @@ impl Machine for SimMachine {
             machine_version: String::new(),
             accelerator: crate::spec::Accelerator::Tcg,
             cpu_model: String::new(),
+            disk_places: DiskPlaces::default(),
             started_at: std::time::SystemTime::UNIX_EPOCH,
         })
     }

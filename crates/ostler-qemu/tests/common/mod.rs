@@ -80,6 +80,7 @@ pub(crate) fn spec(disk: &Path) -> MachineSpec {
         firmware: Firmware::Bios,
         kernel: None,
         disks: vec![disk_of("root", disk, DiskBus::Virtio)],
+        disk_places: None,
         nics: vec![nic("lan", Vec::new())],
         rng: true,
         balloon: true,

@@ -10,6 +10,7 @@ use crate::args::{self, DISK_PORT, Throttle, names};
 use crate::disk::{DiskBus, DiskSpec};
 use crate::error::{DiskError, Error, QmpError, Result};
 use crate::qemu::machine::QemuMachine;
+use crate::qmp::Connection;
 use crate::qmp::block::ObjectInfo;
 use crate::qmp::commands::{BlockSetIoThrottle, BlockdevAdd, DeviceAdd, DeviceDel, QomGet, QomList};
 use crate::spec::MachineType;
@@ -52,46 +53,75 @@ impl QemuMachine {
     }
 }
 
-impl Desk<'_> {
-    async fn devices(&self) -> Result<Vec<ObjectInfo>, QmpError> {
-        self.qmp.execute(&QomList { path: DEVICES.into() }).await
-    }
+async fn devices(qmp: &Connection) -> Result<Vec<ObjectInfo>, QmpError> {
+    qmp.execute(&QomList { path: DEVICES.into() }).await
+}
 
-    /// The number of the first free place on the disk's bus.
-    async fn free_place(&self, machine: MachineType, disk: &DiskSpec) -> Result<usize> {
-        let devices = self.devices().await?;
-        let no_place = || DiskError::NoPlace { disk: disk.id.clone(), bus: disk.bus };
-        if disk.bus == DiskBus::Scsi && !devices.iter().any(|device| device.kind == "child<virtio-scsi-pci>")
-        {
-            return Err(DiskError::no_scsi(&disk.id).into());
-        }
-        let mut taken = Vec::new();
-        for device in devices.iter().filter(|device| is_disk(device, disk.bus)) {
-            taken.push(self.place_of(machine, disk.bus, &device.name).await?);
-        }
-        let free = (0..args::disk_places(machine, disk.bus)).find(|number| !taken.contains(&Some(*number)));
-        let free = free.ok_or_else(no_place)?;
-        let port = format!("{DISK_PORT}{free}");
-        let lacks_port = machine == MachineType::Q35
-            && disk.bus == DiskBus::Virtio
-            && !devices.iter().any(|device| device.name == port);
-        if lacks_port { Err(no_place().into()) } else { Ok(free) }
-    }
+/// Where a disk is.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) disk: String,
+    bus: DiskBus,
+    pub(super) number: u16,
+}
 
-    async fn place_of(&self, machine: MachineType, bus: DiskBus, device: &str) -> Result<Option<usize>> {
-        let path = format!("{DEVICES}/{device}");
+/// The places of all virtio and SCSI disks.
+pub(super) async fn places(qmp: &Connection, machine: MachineType) -> Result<Vec<Place>, QmpError> {
+    let devices = devices(qmp).await?;
+    disk_places(qmp, machine, &devices).await
+}
+
+async fn disk_places(
+    qmp: &Connection,
+    machine: MachineType,
+    devices: &[ObjectInfo],
+) -> Result<Vec<Place>, QmpError> {
+    let asked = devices.iter().filter_map(|device| {
+        let bus = [DiskBus::Virtio, DiskBus::Scsi].into_iter().find(|bus| is_disk(device, *bus))?;
+        let disk = names::disk_of_device(&device.name)?.to_owned();
         let property = match (bus, machine) {
             (DiskBus::Scsi, _) => "scsi-id",
             (_, MachineType::Q35) => "parent_bus",
             (_, MachineType::I440fx | MachineType::Microvm) => "addr",
         };
-        let value = match self.qmp.execute(&QomGet { path, property }).await {
-            Ok(value) => value,
+        let path = format!("{DEVICES}/{}", device.name);
+        Some((disk, bus, qmp.submit(&QomGet { path, property })))
+    });
+    let asked: Vec<_> = asked.collect();
+    let mut places = Vec::with_capacity(asked.len());
+    for (disk, bus, answer) in asked {
+        match answer.answer().await {
+            Ok(value) => {
+                let number = place_number(&value, bus, machine);
+                places.extend(number.map(|number| Place { disk, bus, number }));
+            }
             // Gone since it was listed.
-            Err(QmpError::Refused { .. }) => return Ok(None),
-            Err(other) => return Err(other.into()),
+            Err(QmpError::Refused { .. }) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(places)
+}
+
+impl Desk<'_> {
+    /// The number of the first free place on the disk's bus.
+    async fn free_place(&self, machine: MachineType, disk: &DiskSpec) -> Result<usize> {
+        let devices = devices(&self.qmp).await?;
+        let no_place = || DiskError::NoPlace { disk: disk.id.clone(), bus: disk.bus };
+        if disk.bus == DiskBus::Scsi && !devices.iter().any(|device| device.kind == "child<virtio-scsi-pci>")
+        {
+            return Err(DiskError::no_scsi(&disk.id).into());
+        }
+        let taken = disk_places(&self.qmp, machine, &devices).await?;
+        let taken = |number| taken.iter().any(|place| place.bus == disk.bus && place.number == number);
+        let ports = devices.iter().filter(|device| device.kind == "child<pcie-root-port>");
+        let made = match (disk.bus, machine) {
+            (DiskBus::Virtio, MachineType::Q35) => {
+                ports.filter(|port| port.name.starts_with(DISK_PORT)).count()
+            }
+            _ => args::disk_places(machine, disk.bus),
         };
-        Ok(place_number(&value, bus, machine))
+        Ok(args::free_place(disk, made, taken).ok_or_else(no_place)?.into())
     }
 
     async fn plug(&self, machine: MachineType, disk: &DiskSpec, place: usize) -> Result<()> {
@@ -126,7 +156,7 @@ impl Desk<'_> {
         let deadline = Instant::now() + patience;
         let kept = || Error::Disk(DiskError::GuestDidNotRelease { disk: id.to_owned(), after: patience });
         let mut signals = self.machine.signals();
-        let found = self.devices().await?.into_iter().find(|there| there.name == device);
+        let found = devices(&self.qmp).await?.into_iter().find(|there| there.name == device);
         if found.is_some_and(|kind| !is_disk(&kind, DiskBus::Virtio) && !is_disk(&kind, DiskBus::Scsi)) {
             return Err(DiskError::fixed_bus(id).into());
         }
@@ -139,7 +169,7 @@ impl Desk<'_> {
         }
         loop {
             // It leaves the tree of devices a moment before it lets go of its node.
-            let in_tree = self.devices().await?.iter().any(|there| there.name == device);
+            let in_tree = devices(&self.qmp).await?.iter().any(|there| there.name == device);
             if !in_tree && self.find(id).await?.is_none() {
                 return Ok(());
             }
@@ -163,17 +193,17 @@ fn is_disk(device: &ObjectInfo, bus: DiskBus) -> bool {
 }
 
 /// A disk's number on its bus, from the property that tells of it.
-fn place_number(value: &serde_json::Value, bus: DiskBus, machine: MachineType) -> Option<usize> {
-    let number = |text: &str| text.parse::<usize>().ok();
-    match (bus, machine) {
+fn place_number(value: &serde_json::Value, bus: DiskBus, machine: MachineType) -> Option<u16> {
+    let number = match (bus, machine) {
         (DiskBus::Scsi, _) => usize::try_from(value.as_u64()?).ok(),
         // `/machine/peripheral/disk-port3/disk-port3`
-        (_, MachineType::Q35) => number(value.as_str()?.rsplit('/').next()?.strip_prefix(DISK_PORT)?),
+        (_, MachineType::Q35) => value.as_str()?.rsplit('/').next()?.strip_prefix(DISK_PORT)?.parse().ok(),
         // Eight times the slot, and the function.
         (_, MachineType::I440fx | MachineType::Microvm) => {
             args::disk_at_slot(usize::try_from(value.as_u64()? / 8).ok()?)
         }
-    }
+    };
+    u16::try_from(number?).ok()
 }
 
 #[cfg(test)]

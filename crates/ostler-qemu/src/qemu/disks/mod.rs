@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::{MutexGuard, broadcast};
 use tokio::time::{sleep, timeout};
 
+use self::attach::Place;
 use super::launch::open_for;
 use super::machine::QemuMachine;
 use crate::args::{self, FIRST_DISK_SET, names};
@@ -73,8 +74,9 @@ struct Disk {
 }
 
 impl Disk {
-    fn state(&self) -> DiskState {
+    fn state(&self, places: &[Place]) -> DiskState {
         DiskState {
+            place: places.iter().find(|place| place.disk == self.id).map(|place| place.number),
             id: self.id.clone(),
             top: self.layer().map(str::to_owned),
             node_name: self.node_name.clone(),
@@ -105,8 +107,10 @@ impl QemuMachine {
 
     pub(super) async fn read_disks(&self) -> Result<Vec<DiskState>> {
         self.check_alive()?;
-        let disks = read(&self.qmp().await?).await?;
-        Ok(disks.iter().map(Disk::state).collect())
+        let qmp = self.qmp().await?;
+        let disks = read(&qmp).await?;
+        let places = attach::places(&qmp, self.machine_type()).await?;
+        Ok(disks.iter().map(|disk| disk.state(&places)).collect())
     }
 
     pub(super) async fn resize_disk(&self, id: &str, bytes: u64) -> Result<()> {
