@@ -9,3 +9,4 @@ mod killed;
 mod pool;
 mod snapshots;
 mod support;
+mod twin;
