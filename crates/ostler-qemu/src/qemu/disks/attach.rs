@@ -16,6 +16,8 @@ use crate::qmp::commands::{BlockSetIoThrottle, BlockdevAdd, DeviceAdd, DeviceDel
 use crate::spec::MachineType;
 
 const DEVICES: &str = "/machine/peripheral";
+/// A guest that just boots loses a request without a trace; QEMU takes another after five seconds.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl QemuMachine {
     pub(in crate::qemu) async fn attach_disk(&self, disk: DiskSpec) -> Result<()> {
@@ -150,6 +152,18 @@ impl Desk<'_> {
         self.qmp.execute(&BlockSetIoThrottle(throttle)).await.map(drop)
     }
 
+    async fn ask_to_release(&self, device: &str) -> Result<(), QmpError> {
+        match self.qmp.execute(&DeviceDel { id: device.to_owned() }).await {
+            Ok(_) => Ok(()),
+            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => Ok(()),
+            // The guest has not answered the last request yet.
+            Err(QmpError::Refused { desc, .. }) if desc.contains("already in the process of unplug") => {
+                Ok(())
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     /// Asks the guest to let go, and waits.
     async fn unplug(&self, id: &str, patience: Duration) -> Result<()> {
         let device = names::device(id);
@@ -160,14 +174,12 @@ impl Desk<'_> {
         if found.is_some_and(|kind| !is_disk(&kind, DiskBus::Virtio) && !is_disk(&kind, DiskBus::Scsi)) {
             return Err(DiskError::fixed_bus(id).into());
         }
-        match self.qmp.execute(&DeviceDel { id: device.clone() }).await {
-            Ok(_) => {}
-            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => {}
-            // An earlier request that the guest has not answered yet.
-            Err(QmpError::Refused { desc, .. }) if desc.contains("already in the process of unplug") => {}
-            Err(other) => return Err(other.into()),
-        }
+        let mut ask_at = Instant::now();
         loop {
+            if Instant::now() >= ask_at {
+                self.ask_to_release(&device).await?;
+                ask_at = Instant::now() + ASK_AGAIN;
+            }
             // It leaves the tree of devices a moment before it lets go of its node.
             let in_tree = devices(&self.qmp).await?.iter().any(|there| there.name == device);
             if !in_tree && self.find(id).await?.is_none() {

@@ -64,9 +64,7 @@ impl QemuMachine {
                 .send_replace(Progress { done_bytes: job.current_progress, total_bytes: job.total_progress });
             if job.status == JobStatus::Concluded {
                 return Ok(match job.error {
-                    None if cancelled && job.current_progress < job.total_progress => {
-                        Err(DiskError::Cancelled { disk: id.into() })
-                    }
+                    // Perhaps before a cancel reached it.
                     None => Ok(()),
                     Some(_) if cancelled => Err(DiskError::Cancelled { disk: id.into() }),
                     Some(reason) => Err(DiskError::Job { disk: id.into(), reason: clean(&reason, 512) }),
