@@ -178,6 +178,20 @@ pub struct Stream {
     pub bytes_per_second: u64,
 }
 
+/// What is merged into what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// The name of the uppermost layer that goes. Not the top, which the guest writes to: stream that.
+    pub layer: String,
+    /// The layer further down that takes what it and those between hold. It is opened for writing, so nothing else may
+    /// lie on it.
+    pub into: DiskLayer,
+    /// What the header of the layer above `layer` says of its backing file afterwards.
+    pub backing_file: String,
+    /// 0 is as fast as it goes.
+    pub bytes_per_second: u64,
+}
+
 /// Where a stream ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamBase {

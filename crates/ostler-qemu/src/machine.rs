@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
-use crate::disk::{DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk, Stream};
+use crate::disk::{Commit, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{QmpError, Result, StartError};
 use crate::host::HostProbe;
 use crate::spec::{Accelerator, MachineSpec, StartOptions};
@@ -120,6 +120,17 @@ pub trait Machine: Send + Sync + Debug {
         &self,
         id: &str,
         stream: Stream,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()>;
+
+    /// Merges layers below the top into one further down, and lets go of them. When it fails or is cancelled the guest's
+    /// disk is as before; the layer that was written to holds a part and is of use only below the others. Goes on by
+    /// itself like a stream.
+    async fn disk_commit(
+        &self,
+        id: &str,
+        commit: Commit,
         progress: watch::Sender<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<()>;

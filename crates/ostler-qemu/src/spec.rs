@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use crate::disk::{
-    DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState,
-    Rate, SnapshotDisk, Stream, StreamBase,
+    Commit, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskPlaces, DiskSpec,
+    DiskState, Rate, SnapshotDisk, Stream, StreamBase,
 };
 
 /// The chipset a guest sees.

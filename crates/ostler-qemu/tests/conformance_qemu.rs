@@ -52,4 +52,5 @@ cases!(
     streams_shorten_the_chain,
     a_cancelled_stream_changes_nothing,
     places_are_kept_by_a_saved_state,
+    layers_in_the_middle_are_merged,
 );

@@ -402,3 +402,55 @@ async fn a_stream_goes_on_without_its_agent() {
     qemu_io(&first1.path, "read -P 0x41 0 8M");
     check(&first1.path);
 }
+
+/// The layers below the top were opened for reading at the start.
+#[tokio::test]
+async fn merged_layers_keep_their_data() {
+    let host = QemuHost::new();
+    let a0 = blank(&host, "a0");
+    qemu_io(&a0.path, "write -P 0x30 0 8M");
+    let mut layers = vec![a0.clone()];
+    for (number, command) in
+        [(1, "write -P 0x31 1M 4M"), (2, "write -P 0x32 2M 4M"), (3, "write -P 0x33 3M 1M")]
+    {
+        let layer = overlay_of(&host, &format!("a{number}"), &layers[0].path, SIZE);
+        qemu_io(&layer.path, command);
+        layers.insert(0, layer);
+    }
+    let mut wanted = spec(&host.disk("boot.raw"));
+    wanted.disks.push(disk("a", layers.clone(), DiskBus::Virtio));
+    let machine = host.hypervisor.start(wanted, StartOptions::default()).await.unwrap();
+    let commit = Commit {
+        layer: "a2".into(),
+        into: a0.clone(),
+        backing_file: a0.path.display().to_string(),
+        bytes_per_second: 64 << 10,
+    };
+    let (cancel, cancelled) = never();
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let running = machine.disk_commit("a", commit.clone(), progress, cancelled);
+    let stop = async {
+        seen.wait_for(|progress| progress.total_bytes > 0).await.unwrap();
+        cancel.send_replace(true);
+    };
+    let (ended, ()) = tokio::join!(running, stop);
+    assert!(matches!(ended, Err(Error::Disk(DiskError::Cancelled { .. }))), "{ended:?}");
+    assert!(layers.iter().all(|layer| open_files(&host, &machine).contains(&layer.path)));
+
+    let (_keep, cancel) = never();
+    let fast = Commit { bytes_per_second: 0, ..commit };
+    machine.disk_commit("a", fast, watch::channel(Progress::default()).0, cancel).await.unwrap();
+    for gone in &layers[1..3] {
+        assert!(!open_files(&host, &machine).contains(&gone.path));
+        std::fs::remove_file(&gone.path).unwrap();
+    }
+    machine.quit().await.unwrap();
+    let top = &layers[0].path;
+    for check in ["read -P 0x30 0 1M", "read -P 0x31 1M 1M", "read -P 0x32 2M 1M", "read -P 0x33 3M 1M"] {
+        qemu_io(top, check);
+    }
+    qemu_io(top, "read -P 0x32 4M 2M");
+    qemu_io(top, "read -P 0x30 6M 2M");
+    check(top);
+    check(&a0.path);
+}

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{Fixture, PATIENCE, clean_up, start, survey_of};
 use crate::disk::{
-    DiskBus, DiskLayer, DiskLimits, DiskSpec, DiskState, Rate, SnapshotDisk, Stream, StreamBase,
+    Commit, DiskBus, DiskLayer, DiskLimits, DiskSpec, DiskState, Rate, SnapshotDisk, Stream, StreamBase,
 };
 use crate::error::{DiskError, Error};
 use crate::machine::{Machine, Progress, Survey};
@@ -343,5 +343,38 @@ pub(super) async fn places_are_kept_by_a_saved_state(fixture: &mut dyn Fixture) 
     // The first hole is filled first.
     machine.disk_attach(disk(fixture, "again", "again0", DiskBus::Scsi).await).await.unwrap();
     assert_eq!(find(&machine, "again").await.unwrap().place, Some(1));
+    clean_up(fixture, spec.id).await;
+}
+
+pub(super) async fn layers_in_the_middle_are_merged(fixture: &mut dyn Fixture) {
+    let (spec, machine) = start_with_scsi(fixture).await;
+    for layer in ["first1", "first2", "first3"] {
+        machine.disks_snapshot(vec![overlay(fixture, "first", layer).await]).await.unwrap();
+    }
+    let commit = |layer: &str, into: DiskLayer| {
+        let backing_file = into.path.display().to_string();
+        Commit { layer: layer.into(), into, backing_file, bytes_per_second: 0 }
+    };
+    let run = async |commit: Commit| {
+        let (_keep, cancel) = watch::channel(false);
+        machine.disk_commit("first", commit, watch::channel(Progress::default()).0, cancel).await
+    };
+    let first0 = fixture.disk_file("first0", SIZE).await;
+    let nothing = DiskLayer { name: Some("nothing".into()), ..first0.clone() };
+    for bad in [commit("first3", first0.clone()), commit("first0", first0.clone()), commit("first1", nothing)]
+    {
+        let error = disk_error(run(bad).await);
+        assert!(matches!(error, DiskError::NoLayer { .. }), "{error:?}");
+    }
+    for _ in 0..2 {
+        run(commit("first2", first0.clone())).await.expect("merging twice is no error");
+    }
+    assert_eq!(top(&machine, "first").await.as_deref(), Some("first3"));
+    let base = |layer: &str| StreamBase { layer: layer.into(), backing_file: format!("{layer}.qcow2") };
+    for gone in ["first1", "first2"] {
+        let error = disk_error(stream(&machine, "first", Some(base(gone))).await);
+        assert!(matches!(error, DiskError::NoLayer { .. }), "{gone} is gone: {error:?}");
+    }
+    stream(&machine, "first", Some(base("first0"))).await.expect("the one below is there");
     clean_up(fixture, spec.id).await;
 }

@@ -97,6 +97,7 @@ pub const CASES: &[&str] = &[
     "streams_shorten_the_chain",
     "a_cancelled_stream_changes_nothing",
     "places_are_kept_by_a_saved_state",
+    "layers_in_the_middle_are_merged",
 ];
 
 /// Runs one case. Panics when it fails.
@@ -136,6 +137,7 @@ pub async fn run(case: &str, fixture: &mut dyn Fixture) {
         "streams_shorten_the_chain" => disks::streams_shorten_the_chain(fixture).await,
         "a_cancelled_stream_changes_nothing" => disks::a_cancelled_stream_changes_nothing(fixture).await,
         "places_are_kept_by_a_saved_state" => disks::places_are_kept_by_a_saved_state(fixture).await,
+        "layers_in_the_middle_are_merged" => disks::layers_in_the_middle_are_merged(fixture).await,
         other => panic!("there is no case '{other}'"),
     }
 }

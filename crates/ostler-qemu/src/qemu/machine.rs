@@ -20,7 +20,7 @@ use super::events::translate;
 use super::launch::Launched;
 use super::save;
 use crate::config::QemuConfig;
-use crate::disk::{DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
+use crate::disk::{Commit, DiskLimits, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{Error, QmpError, Result};
 use crate::files::on_own_thread;
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
@@ -385,5 +385,15 @@ impl Machine for QemuMachine {
         cancel: watch::Receiver<bool>,
     ) -> Result<()> {
         self.stream_disk(id, stream, progress, cancel).await
+    }
+
+    async fn disk_commit(
+        &self,
+        id: &str,
+        commit: Commit,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        self.commit_disk(id, commit, progress, cancel).await
     }
 }

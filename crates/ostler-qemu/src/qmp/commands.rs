@@ -91,6 +91,17 @@ command!(
         auto_dismiss: bool,
     }
 );
+command!(
+    BlockCommit "block-commit" -> Done {
+        job_id: String,
+        device: String,
+        top_node: String,
+        base_node: String,
+        backing_file: String,
+        speed: u64,
+        auto_dismiss: bool,
+    }
+);
 command!(QueryJobs "query-jobs" -> Vec<JobInfo> {});
 command!(JobCancel "job-cancel" -> Done { id: String });
 command!(JobDismiss "job-dismiss" -> Done { id: String });

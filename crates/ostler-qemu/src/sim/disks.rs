@@ -1,10 +1,11 @@
 //! The disks of a simulated machine. No file is opened: a layer is its name, a disk its size.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::host::Inner;
 use crate::args::{self, names};
-use crate::disk::{DiskBus, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk};
+use crate::disk::{Commit, DiskBus, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk};
 use crate::error::DiskError;
 use crate::spec::{MachineSpec, MachineType};
 
@@ -203,6 +204,20 @@ impl SimDisks {
         Ok(())
     }
 
+    /// How much there is to copy, if the merge can begin.
+    pub(super) fn check_commit(&mut self, id: &str, commit: &Commit) -> Result<u64, DiskError> {
+        let disk = self.writable(id)?;
+        merged(disk, commit)?;
+        Ok(disk.size)
+    }
+
+    pub(super) fn commit(&mut self, id: &str, commit: &Commit) -> Result<(), DiskError> {
+        let disk = self.writable(id)?;
+        let gone = merged(disk, commit)?;
+        disk.layers.drain(gone);
+        Ok(())
+    }
+
     /// How much there is to copy, if the stream can begin.
     pub(super) fn check_stream(&mut self, id: &str, base: Option<&str>) -> Result<u64, DiskError> {
         let disk = self.writable(id)?;
@@ -215,6 +230,20 @@ impl SimDisks {
         let end = stream_end(disk, base)?;
         disk.layers.drain(1..end);
         Ok(())
+    }
+}
+
+/// The layers that go.
+fn merged(disk: &SimDisk, commit: &Commit) -> Result<Range<usize>, DiskError> {
+    let find = |name: &str| disk.layers.iter().position(|layer| layer.as_deref() == Some(name));
+    let missing = |name: &str| DiskError::NoLayer { disk: disk.id.to_string(), layer: name.to_owned() };
+    let into = commit.into.name.as_deref().unwrap_or_default();
+    let end = find(into).ok_or_else(|| missing(into))?;
+    match find(&commit.layer) {
+        // Merged before.
+        None => Ok(end..end),
+        Some(from) if from > 0 && from < end => Ok(from..end),
+        Some(_) => Err(missing(&commit.layer)),
     }
 }
 

@@ -32,6 +32,7 @@ pub enum SimOperation {
     DiskLimits,
     DiskSnapshot,
     DiskStream,
+    DiskCommit,
 }
 
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use super::faults::SimOperation;
 use super::guest::{OnPowerdown, SimLifetime};
 use super::host::{Inner, SimMachineState, power_off};
 use super::hypervisor::newest_version;
-use crate::disk::{DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk, Stream};
+use crate::disk::{Commit, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk, Stream};
 use crate::error::{DiskError, Error, QmpError, Result};
 use crate::machine::{ExitReason, ExitReport, Machine, MachineEvent, MachineFacts, Progress, RunState};
 
@@ -38,6 +38,28 @@ impl SimMachine {
 
     fn monitor<T>(&self, work: impl FnOnce(&mut SimMachineState) -> Result<T, QmpError>) -> Result<T> {
         self.host.monitor(self.id, self.pid, work)
+    }
+
+    /// Work on a disk that takes its time and can be cancelled.
+    async fn work(
+        &self,
+        operation: SimOperation,
+        disk: &str,
+        total_bytes: u64,
+        progress: &watch::Sender<Progress>,
+        mut cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        progress.send_replace(Progress { done_bytes: 0, total_bytes });
+        let cancelled = async {
+            if cancel.wait_for(|wanted| *wanted).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancelled => Err(DiskError::Cancelled { disk: disk.into() }.into()),
+            met = self.meet(operation) => met,
+        }
     }
 
     fn facts_of(&self, machine: &SimMachineState) -> MachineFacts {
@@ -316,22 +338,26 @@ impl Machine for SimMachine {
         id: &str,
         stream: Stream,
         progress: watch::Sender<Progress>,
-        mut cancel: watch::Receiver<bool>,
+        cancel: watch::Receiver<bool>,
     ) -> Result<()> {
         let base = stream.base.as_ref().map(|base| base.layer.as_str());
         let total_bytes = self.monitor(|machine| Ok(machine.disks.check_stream(id, base)))??;
-        progress.send_replace(Progress { done_bytes: 0, total_bytes });
-        let cancelled = async {
-            if cancel.wait_for(|wanted| *wanted).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = cancelled => return Err(DiskError::Cancelled { disk: id.into() }.into()),
-            met = self.meet(SimOperation::DiskStream) => met?,
-        }
+        self.work(SimOperation::DiskStream, id, total_bytes, &progress, cancel).await?;
         self.monitor(|machine| Ok(machine.disks.stream(id, base)))??;
+        progress.send_replace(Progress { done_bytes: total_bytes, total_bytes });
+        Ok(())
+    }
+
+    async fn disk_commit(
+        &self,
+        id: &str,
+        commit: Commit,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let total_bytes = self.monitor(|machine| Ok(machine.disks.check_commit(id, &commit)))??;
+        self.work(SimOperation::DiskCommit, id, total_bytes, &progress, cancel).await?;
+        self.monitor(|machine| Ok(machine.disks.commit(id, &commit)))??;
         progress.send_replace(Progress { done_bytes: total_bytes, total_bytes });
         Ok(())
     }
