@@ -169,7 +169,15 @@ pub(crate) enum LockKind {
 /// A lock on a file of its own, given back when dropped or when the process dies.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a process that another thread has just forked has a copy of the descriptor until it
+        // executes its program, and would hold the lock as long.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Lock {
@@ -210,7 +218,7 @@ impl Lock {
             // The holder before may have removed the file, and then this lock would guard nothing.
             let mine = file.metadata().context("look at", path)?;
             if fs::metadata(path).is_ok_and(|now| now.ino() == mine.ino() && now.dev() == mine.dev()) {
-                return Ok(Some(Self { _file: file }));
+                return Ok(Some(Self { file }));
             }
         }
     }

@@ -177,7 +177,8 @@ pub trait Pool: Send + Sync + Debug {
     async fn volume_check(&self, id: Uuid, repair: bool, work: &Work) -> Result<CheckReport, StorageError>;
 
     /// Makes a volume stand on nothing but its top; *closed*. A prepared snapshot is committed first. Cancelled, it leaves
-    /// the volume as it was, with some room taken that `volume_check` gives back.
+    /// the volume as it was, with some room taken that `volume_check` gives back. Also what is empty is compared, so a very
+    /// large volume takes its time however little it holds (a minute for a terabyte).
     async fn flatten(&self, volume: Uuid, work: &Work) -> Result<(), StorageError>;
 
     /// Makes the empty layer `new_layer` over the volume's top and notes the snapshot as prepared. With the same ids again it

@@ -14,7 +14,7 @@ use ostler_storage::{Audit, DirPool, NewVolume, Pool, VolumeSource, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::support::{nothing_runs_on, qemu_io, qemu_io_reads};
+use crate::support::{nothing_is_locked_in, nothing_runs_on, qemu_io, qemu_io_reads};
 
 const POOL: &str = "OSTLER_TEST_KILLED_POOL";
 const SLOTS: usize = 8;
@@ -214,6 +214,7 @@ async fn a_tree_killed_anywhere_is_whole() {
         child.kill().unwrap();
         child.wait().unwrap();
         nothing_runs_on(dir.path());
+        nothing_is_locked_in(&root.join("volumes"));
         let mut model = Model::load(&log);
         assert_eq!(ended, None, "round {round}: the victim failed in {:?}", model.open);
 

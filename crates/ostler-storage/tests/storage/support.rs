@@ -28,6 +28,20 @@ pub(crate) fn qemu_io(layer: &Path, commands: &[&str]) {
     assert!(output.status.success() && !text.contains("failed"), "qemu-io {commands:?}: {text}");
 }
 
+/// Waits until no process that was killed holds QEMU's lock on a layer in this folder. The locks go with the files of a
+/// process, and those go after its arguments, by which `nothing_runs_on` looks for it.
+pub(crate) fn nothing_is_locked_in(folder: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        while path.extension().is_some_and(|extension| extension == "qcow2")
+            && String::from_utf8_lossy(&qemu_io_run(&path, ["quit"].into_iter()).stderr).contains("lock")
+        {
+            assert!(Instant::now() < deadline, "{} stays locked", path.display());
+        }
+    }
+}
+
 /// Whether all these `read -P` commands find their pattern.
 pub(crate) fn qemu_io_reads(layer: &Path, reads: &[String]) -> bool {
     let output = qemu_io_run(layer, std::iter::once("-r").chain(reads.iter().map(String::as_str)));

@@ -2,7 +2,7 @@
 //!
 //! A layer's backing file can be nothing but an image or a layer of this pool, by the one name we give it.
 
-use std::{fs, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{fs, io::Cursor, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -22,6 +22,8 @@ use crate::{
 
 /// What a layer's header says before its backing image.
 const IMAGES: &str = "../images/";
+/// Bytes in which a layer's header ends, with all that QEMU adds to it: names of features, a list of bitmaps.
+const HEADER: usize = 4096;
 /// Largest pointer or record that is read.
 const MAX_JSON: u64 = 4096;
 
@@ -102,7 +104,10 @@ impl Inner {
         };
         let used = file.metadata().context("look at", &path)?.blocks() * 512;
         let damaged = |why: String| StorageError::Damaged { path: path.clone(), why };
-        let header = Window::new(&mut file)
+        // All that a header of ours says is at the beginning, and one read is what makes a look at a whole pool quick.
+        let mut start = vec![0; HEADER];
+        let read = files::read_full(&mut file, &mut start).context("read", &path)?;
+        let header = Window::new(&mut Cursor::new(&start[..read]))
             .and_then(|mut window| match qcow2::is_qcow2(&mut window)? {
                 true => qcow2::Header::read(&mut window).map(Some),
                 false => Ok(None),
