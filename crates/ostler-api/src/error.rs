@@ -145,6 +145,7 @@ impl ApiError {
             crate::Kind::Node
             | crate::Kind::Image
             | crate::Kind::Volume
+            | crate::Kind::Snapshot
             | crate::Kind::Vm
             | crate::Kind::Operation
             | crate::Kind::Token => error.hint(format!("see what there is: ostler {kind} list")),

@@ -60,6 +60,8 @@ typed_id!(
     VmId,
     /// A volume; also the name of its file in a pool.
     VolumeId,
+    /// A snapshot.
+    SnapshotId,
     /// An image.
     ImageId,
     /// A node. Nodes are addressed by name; the id tells a re-installed node from the one before.

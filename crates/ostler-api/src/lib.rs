@@ -1,7 +1,7 @@
 //! The nouns of Ostler: resources, requests, errors and the words between server and node agent.
 //!
 //! Plain serde structs and pure functions, no I/O. Every other crate may depend on this one; it depends on
-//! none of them. One noun, one file: `vm`, `volume`, `image`, `node`, `operation`, `event`, `token`.
+//! none of them. One noun, one file: `vm`, `volume`, `snapshot`, `image`, `node`, `operation`, `event`, `token`.
 //!
 //! What always holds: a resource is `metadata` (who), `spec` (what is wanted, written by people) and `status`
 //! (what is, written by the system). Requests refuse unknown fields; stored resources do not, so that a field may
@@ -21,6 +21,7 @@ pub mod operation;
 pub mod project;
 pub mod resource;
 pub mod size;
+pub mod snapshot;
 pub mod time;
 pub mod token;
 pub mod vm;
@@ -32,7 +33,9 @@ pub mod work;
 pub use accelerator::{Accelerator, AcceleratorWish};
 pub use error::{ApiError, ErrorCode, Problem};
 pub use fault::Fault;
-pub use id::{EventId, ImageId, NodeId, OperationId, ProjectId, StreamId, TokenId, VmId, VolumeId};
+pub use id::{
+    EventId, ImageId, NodeId, OperationId, ProjectId, SnapshotId, StreamId, TokenId, VmId, VolumeId,
+};
 pub use metadata::Metadata;
 pub use name::Name;
 pub use resource::{Kind, Resource};

@@ -17,6 +17,7 @@ pub enum Kind {
     Node,
     Image,
     Volume,
+    Snapshot,
     Vm,
     Operation,
     Event,
@@ -24,11 +25,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Project,
         Self::Node,
         Self::Image,
         Self::Volume,
+        Self::Snapshot,
         Self::Vm,
         Self::Operation,
         Self::Event,
@@ -41,6 +43,7 @@ impl Kind {
             Self::Node => "node",
             Self::Image => "image",
             Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
             Self::Vm => "vm",
             Self::Operation => "operation",
             Self::Event => "event",
@@ -55,6 +58,7 @@ impl Kind {
             Self::Node => "nodes",
             Self::Image => "images",
             Self::Volume => "volumes",
+            Self::Snapshot => "snapshots",
             Self::Vm => "vms",
             Self::Operation => "operations",
             Self::Event => "events",

@@ -262,7 +262,7 @@ pub struct MachineFacts {
     pub started: Time,
 }
 
-/// A new VM. Sizes are bytes. With neither `image` nor `kernel` nor `cdrom` there is nothing to boot, and it is refused.
+/// A new VM. Sizes are bytes. With no `image`, `snapshot`, `kernel` or `cdrom` there is nothing to boot, and it is refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmCreate {
@@ -276,6 +276,9 @@ pub struct VmCreate {
     /// Image (name or id) of the root disk.
     #[serde(default)]
     pub image: Option<String>,
+    /// Snapshot (name or id): each of its disks becomes a disk of the VM, as a linked copy.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// Size of the root disk; at least the image's, which is the default. Without an image: a blank disk.
     #[serde(default)]
     pub disk: Option<ByteSize>,
@@ -344,6 +347,7 @@ impl VmCreate {
             cpus: Self::cpus_default(),
             memory: Self::memory_default(),
             image: None,
+            snapshot: None,
             disk: None,
             disk_bus: Self::disk_bus_default(),
             kernel: None,

@@ -42,6 +42,14 @@ pub enum VmAction {
     Rebuild {
         volume: VolumeId,
     },
+    /// Plug in a disk that `spec.disks` has already.
+    Attach {
+        volume: VolumeId,
+    },
+    /// Pull out a disk; `spec.disks` has it until it is out.
+    Detach {
+        volume: VolumeId,
+    },
     Delete,
 }
 
@@ -57,6 +65,8 @@ impl VmAction {
             Self::Resume => "resume",
             Self::Suspend => "suspend",
             Self::Rebuild { .. } => "rebuild",
+            Self::Attach { .. } => "attach",
+            Self::Detach { .. } => "detach",
             Self::Delete => "delete",
         }
     }
@@ -68,7 +78,7 @@ impl VmAction {
             Self::Shutdown { timeout, .. } => *timeout + 60,
             Self::Reboot { timeout } => *timeout + 300,
             Self::Stop | Self::Delete => 120,
-            Self::Reset | Self::Pause => 60,
+            Self::Reset | Self::Pause | Self::Attach { .. } | Self::Detach { .. } => 60,
             Self::Suspend => 900,
         }
     }
@@ -159,6 +169,14 @@ pub fn decide(action: &VmAction, phase: VmPhase, task: Option<&VmTask>) -> Decis
             }
             _ => not_now("a settled VM", "stop it first: ostler vm stop"),
         },
+        VmAction::Attach { .. } | VmAction::Detach { .. } => match phase {
+            // Saved memory knows the hardware it was saved with.
+            VmPhase::Suspended => not_now("a running or stopped VM", "resume it: ostler vm resume"),
+            VmPhase::Running | VmPhase::Paused | VmPhase::Stopped | VmPhase::Error | VmPhase::Pending => {
+                Decision::Accept
+            }
+            _ => not_now("a settled VM", "wait for it: ostler vm show"),
+        },
     }
 }
 
@@ -178,6 +196,20 @@ fn decide_busy(action: &VmAction, task: &VmTask) -> Decision {
             format!("the VM is being rebuilt already (operation {})", task.operation),
             "wait for it: ostler operation show",
         ),
+        // The same only when it is the same disk.
+        (VmAction::Attach { volume }, VmAction::Attach { volume: other })
+        | (VmAction::Detach { volume }, VmAction::Detach { volume: other })
+            if volume != other =>
+        {
+            refuse(
+                format!(
+                    "{} of another disk is in progress (operation {})",
+                    task.action.name(),
+                    task.operation
+                ),
+                "wait for it: ostler operation show",
+            )
+        }
         _ if same => Decision::Join(task.operation),
         (VmAction::Stop, _) => Decision::Accept,
         _ => refuse(
@@ -202,6 +234,8 @@ mod tests {
             VmAction::Resume,
             VmAction::Suspend,
             VmAction::Rebuild { volume: VolumeId::new() },
+            VmAction::Attach { volume: VolumeId::new() },
+            VmAction::Detach { volume: VolumeId::new() },
             VmAction::Delete,
         ]
     }
@@ -215,7 +249,12 @@ mod tests {
         for action in all_actions() {
             let escapes = matches!(
                 action,
-                VmAction::Start | VmAction::Stop | VmAction::Rebuild { .. } | VmAction::Delete
+                VmAction::Start
+                    | VmAction::Stop
+                    | VmAction::Rebuild { .. }
+                    | VmAction::Attach { .. }
+                    | VmAction::Detach { .. }
+                    | VmAction::Delete
             );
             assert_eq!(
                 decide(&action, VmPhase::Error, None) == Decision::Accept,

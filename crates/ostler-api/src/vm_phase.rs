@@ -69,7 +69,11 @@ impl VmPhase {
 /// The phase for a status, whatever its `phase` field says now.
 pub fn vm_phase(status: &VmStatus) -> VmPhase {
     let seen = status.observed.as_ref().map(|o| o.state);
-    if let Some(task) = &status.task {
+    // Disks come and go while it runs, or does not.
+    let shown = status.task.as_ref().filter(|task| {
+        !matches!(task.action, VmAction::Attach { .. } | VmAction::Detach { .. }) || status.node.is_none()
+    });
+    if let Some(task) = shown {
         return match &task.action {
             VmAction::Delete => VmPhase::Deleting,
             _ if status.node.is_none() => VmPhase::Pending,
@@ -82,6 +86,7 @@ pub fn vm_phase(status: &VmStatus) -> VmPhase {
             VmAction::Resume => VmPhase::Resuming,
             VmAction::Suspend => VmPhase::Suspending,
             VmAction::Rebuild { .. } => VmPhase::Rebuilding,
+            VmAction::Attach { .. } | VmAction::Detach { .. } => VmPhase::Pending,
         };
     }
     if status.node_silent && status.node.is_some() {

@@ -1,12 +1,13 @@
-//! Volumes: the disks of VMs.
+//! Volumes: the disks of VMs, and disks on their own.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::image::ImageUse;
 use crate::metadata::Labels;
 use crate::resource::{resource, words};
-use crate::{ByteSize, Fault, Metadata, Name, VmId};
+use crate::{ByteSize, Fault, Metadata, Name, SnapshotId, VmId};
 
 pub const VOLUME_SIZE_MIN: ByteSize = ByteSize::mib(1);
 pub const VOLUME_SIZE_MAX: ByteSize = ByteSize::gib(64 * 1024);
@@ -39,9 +40,23 @@ pub struct VolumeSpec {
     /// Starts as a linked copy of this image; blank without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageUse>,
-    /// The VM it belongs to.
+    /// Starts as a linked copy of what this snapshot holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotUse>,
+    /// The VM that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmId>,
+    /// Not to be deleted until this is taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
+}
+
+/// What a volume was cloned from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotUse {
+    pub snapshot: SnapshotId,
+    /// Which of its disks, by its id in the pool.
+    pub part: Uuid,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -55,6 +70,54 @@ pub struct VolumeStatus {
     /// Bytes it takes in the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<ByteSize>,
+    /// Bytes the guest sees now; less than `spec.size` while it grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// The snapshot that was taken, or gone back to, last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
+}
+
+/// A new volume. Without an image or a snapshot it is blank and reads as zeroes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    pub name: Name,
+    #[serde(default)]
+    pub labels: Labels,
+    /// Bytes, a multiple of 512. The image's or the snapshot's when not given.
+    #[serde(default)]
+    pub size: Option<ByteSize>,
+    /// Linked copy of this image (name or id).
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Linked copy of this snapshot (name or id).
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Which disk of the snapshot, by the name its volume had; needed when there are several.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// The node that shall hold it; the one with most room when not given.
+    #[serde(default)]
+    pub node: Option<Name>,
+    #[serde(default)]
+    pub protected: bool,
+}
+
+impl VolumeCreate {
+    /// A request with every default, for callers that set a few fields.
+    pub const fn named(name: Name) -> Self {
+        Self {
+            name,
+            labels: Labels::new(),
+            size: None,
+            image: None,
+            snapshot: None,
+            disk: None,
+            node: None,
+            protected: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -64,4 +127,6 @@ pub struct VolumePatch {
     pub name: Option<Name>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected: Option<bool>,
 }

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::snapshot::Snapshot;
 use crate::vm::{Vm, VmObserved};
 use crate::volume::Volume;
-use crate::{ByteSize, Fault, OperationId, StreamId, VmId, VolumeId};
+use crate::{ByteSize, Fault, OperationId, SnapshotId, StreamId, VmId, VolumeId};
 
 /// One line of a node's work stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -34,6 +35,13 @@ pub enum WorkLine {
     },
     VolumeGone {
         volume: VolumeId,
+    },
+    /// A snapshot to take, to go back to or to delete, or one that is here.
+    Snapshot {
+        snapshot: Box<Snapshot>,
+    },
+    SnapshotGone {
+        snapshot: SnapshotId,
     },
     /// An image file that no resource needs any more.
     ImageGone {
@@ -82,6 +90,7 @@ pub enum StreamKind {
 pub enum Report {
     Vm(Box<VmReport>),
     Volume(VolumeReport),
+    Snapshot(SnapshotReport),
 }
 
 /// What the node sees of a VM now, and its answer to the VM's task once there is one.
@@ -120,8 +129,40 @@ pub struct VolumeReport {
 pub enum VolumeState {
     Ready {
         used: ByteSize,
+        /// Bytes the guest sees.
+        size: ByteSize,
     },
     Failed {
+        fault: Fault,
+    },
+    /// It is there, and cannot grow to the size that is wanted.
+    NotGrown {
+        size: ByteSize,
+        fault: Fault,
+    },
+    /// Deleted, or was never there.
+    Gone,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotReport {
+    pub snapshot: SnapshotId,
+    pub state: SnapshotState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum SnapshotState {
+    Ready,
+    /// It could not be taken, or not be deleted yet.
+    Failed {
+        fault: Fault,
+    },
+    Reverted {
+        operation: OperationId,
+    },
+    NotReverted {
+        operation: OperationId,
         fault: Fault,
     },
     /// Deleted, or was never there.

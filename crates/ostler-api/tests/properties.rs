@@ -9,14 +9,20 @@ use ostler_api::image::{ImageCreate, ImageFormat, ImagePatch, ImageUse};
 use ostler_api::list::{LabelSelector, ListParams};
 use ostler_api::metadata::labels_check;
 use ostler_api::node::NodeRegister;
+use ostler_api::snapshot::{
+    Snapshot, SnapshotCreate, SnapshotDisk, SnapshotPatch, SnapshotPhase, SnapshotRevert, SnapshotSpec,
+    SnapshotStatus,
+};
 use ostler_api::token::TokenCreate;
 use ostler_api::vm::{
     DiskBus, Firmware, MachineState, MachineType, NicModel, Protocol, Publish, VmCreate, VmObserved, VmPatch,
 };
-use ostler_api::volume::{Volume, VolumePhase, VolumeSpec, VolumeStatus};
+use ostler_api::volume::{
+    SnapshotUse, Volume, VolumeCreate, VolumePatch, VolumePhase, VolumeSpec, VolumeStatus,
+};
 use ostler_api::work::{
-    Report, Reports, StreamKind, StreamRequest, TaskAnswer, TaskOutcome, VmReport, VolumeReport, VolumeState,
-    WorkLine,
+    Report, Reports, SnapshotReport, SnapshotState, StreamKind, StreamRequest, TaskAnswer, TaskOutcome,
+    VmReport, VolumeReport, VolumeState, WorkLine,
 };
 use ostler_api::{AcceleratorWish, ByteSize, Fault, Metadata, Name, Problem, Time};
 use proptest::collection::{btree_map, vec};
@@ -46,6 +52,10 @@ fn all_accept(bytes: &[u8]) {
     accepts::<VmPatch>(bytes);
     accepts::<ImageCreate>(bytes);
     accepts::<ImagePatch>(bytes);
+    accepts::<VolumeCreate>(bytes);
+    accepts::<VolumePatch>(bytes);
+    accepts::<SnapshotCreate>(bytes);
+    accepts::<SnapshotPatch>(bytes);
     accepts::<TokenCreate>(bytes);
     accepts::<NodeRegister>(bytes);
     accepts::<ListParams>(bytes);
@@ -113,7 +123,7 @@ fn one_of<T: Copy + Debug + 'static>(all: &'static [T]) -> impl Strategy<Value =
 fn vm_create() -> impl Strategy<Value = VmCreate> {
     let word = || option::of("[a-z0-9-]{1,20}");
     let what = (name(), labels(), any::<u32>(), size(), word(), option::of(size()), one_of(DiskBus::ALL));
-    let boot = (word(), word(), option::of("\\PC{0,40}"), word());
+    let boot = (word(), word(), option::of("\\PC{0,40}"), word(), word());
     let kind = (
         one_of(MachineType::ALL),
         one_of(Firmware::ALL),
@@ -124,7 +134,7 @@ fn vm_create() -> impl Strategy<Value = VmCreate> {
     let place = (option::of(name()), labels(), any::<bool>());
     (what, boot, kind, place).prop_map(|(what, boot, kind, place)| {
         let (name, labels, cpus, memory, image, disk, disk_bus) = what;
-        let (kernel, initrd, cmdline, cdrom) = boot;
+        let (kernel, initrd, cmdline, cdrom, snapshot) = boot;
         let (machine, firmware, accelerator, nic_model, publish) = kind;
         let (node, node_selector, start) = place;
         VmCreate {
@@ -133,6 +143,7 @@ fn vm_create() -> impl Strategy<Value = VmCreate> {
             cpus,
             memory,
             image,
+            snapshot,
             disk,
             disk_bus,
             kernel,
@@ -177,14 +188,58 @@ fn volume() -> impl Strategy<Value = Volume> {
         .prop_map(|(image, sha256, format, virtual_size)| ImageUse { image, sha256, format, virtual_size });
     let metadata =
         (any::<u128>(), name(), option::of(name()), labels(), any::<u64>(), time(), option::of(time()));
-    let spec = (size(), option::of(image), option::of(id()));
-    let status = (one_of(VolumePhase::ALL), option::of(fault()), option::of(name()), option::of(size()));
-    (metadata, spec, status).prop_map(|(metadata, (size, image, vm), (phase, reason, node, used))| {
+    let snapshot = (id(), any::<u128>())
+        .prop_map(|(snapshot, part)| SnapshotUse { snapshot, part: Uuid::from_u128(part) });
+    let spec = (size(), option::of(image), option::of(snapshot), option::of(id()), any::<bool>());
+    let status = (
+        one_of(VolumePhase::ALL),
+        option::of(fault()),
+        option::of(name()),
+        option::of(size()),
+        option::of(size()),
+        option::of(id()),
+    );
+    (metadata, spec, status).prop_map(|(metadata, spec, status)| {
+        let (size, image, from, vm, protected) = spec;
+        let (phase, reason, node, used, grown, snapshot) = status;
         let (id, name, project, labels, revision, created, deleted) = metadata;
         Volume {
             metadata: Metadata { id: Uuid::from_u128(id), name, project, labels, revision, created, deleted },
-            spec: VolumeSpec { size, image, vm },
-            status: VolumeStatus { phase, reason, node, used },
+            spec: VolumeSpec { size, image, snapshot: from, vm, protected },
+            status: VolumeStatus { phase, reason, node, used, size: grown, snapshot },
+        }
+    })
+}
+
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    let disk =
+        (id(), name(), size(), any::<u128>(), any::<u128>()).prop_map(|(volume, name, size, part, layer)| {
+            SnapshotDisk { volume, name, size, part: Uuid::from_u128(part), layer: Uuid::from_u128(layer) }
+        });
+    let spec = (option::of(id()), vec(disk, 0..3), "\\PC{0,40}")
+        .prop_map(|(vm, disks, description)| SnapshotSpec { vm, disks, description });
+    let revert = (id(), vec(any::<u128>(), 0..3)).prop_map(|(operation, layers)| SnapshotRevert {
+        operation,
+        layers: layers.into_iter().map(Uuid::from_u128).collect(),
+    });
+    let status = (
+        one_of(SnapshotPhase::ALL),
+        option::of(fault()),
+        option::of(name()),
+        option::of(id()),
+        option::of(time()),
+        option::of(time()),
+        option::of(revert),
+    );
+    let metadata =
+        (any::<u128>(), name(), option::of(name()), labels(), any::<u64>(), time(), option::of(time()));
+    (metadata, spec, status).prop_map(|(metadata, spec, status)| {
+        let (id, name, project, labels, revision, created, deleted) = metadata;
+        let (phase, reason, node, parent, taken, deadline, revert) = status;
+        Snapshot {
+            metadata: Metadata { id: Uuid::from_u128(id), name, project, labels, revision, created, deleted },
+            spec,
+            status: SnapshotStatus { phase, reason, node, parent, taken, deadline, revert },
         }
     })
 }
@@ -205,6 +260,8 @@ fn work_line() -> impl Strategy<Value = WorkLine> {
         id().prop_map(|vm| WorkLine::VmGone { vm }),
         volume().prop_map(|volume| WorkLine::Volume { volume: Box::new(volume) }),
         id().prop_map(|volume| WorkLine::VolumeGone { volume }),
+        snapshot().prop_map(|snapshot| WorkLine::Snapshot { snapshot: Box::new(snapshot) }),
+        id().prop_map(|snapshot| WorkLine::SnapshotGone { snapshot }),
         "[0-9a-f]{64}".prop_map(|sha256| WorkLine::ImageGone { sha256 }),
         any::<u64>().prop_map(|revision| WorkLine::Synced { revision }),
         any::<u64>().prop_map(|revision| WorkLine::Bookmark { revision }),
@@ -228,14 +285,24 @@ fn report() -> impl Strategy<Value = Report> {
         |(generation, state, at, fault)| VmObserved { generation, state, at, end: None, fault, facts: None },
     );
     let state = prop_oneof![
-        size().prop_map(|used| VolumeState::Ready { used }),
+        (size(), size()).prop_map(|(used, size)| VolumeState::Ready { used, size }),
+        (size(), fault()).prop_map(|(size, fault)| VolumeState::NotGrown { size, fault }),
         fault().prop_map(|fault| VolumeState::Failed { fault }),
         Just(VolumeState::Gone),
+    ];
+    let snapshot_state = prop_oneof![
+        Just(SnapshotState::Ready),
+        Just(SnapshotState::Gone),
+        id().prop_map(|operation| SnapshotState::Reverted { operation }),
+        (id(), fault()).prop_map(|(operation, fault)| SnapshotState::NotReverted { operation, fault }),
+        fault().prop_map(|fault| SnapshotState::Failed { fault }),
     ];
     prop_oneof![
         (id(), observed, option::of(answer))
             .prop_map(|(vm, observed, answer)| Report::Vm(Box::new(VmReport { vm, observed, answer }))),
         (id(), state).prop_map(|(volume, state)| Report::Volume(VolumeReport { volume, state })),
+        (id(), snapshot_state)
+            .prop_map(|(snapshot, state)| Report::Snapshot(SnapshotReport { snapshot, state })),
     ]
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Client`] speaks HTTP/1.1 over a unix socket, TLS, loopback TCP, or straight to a service in the same process
 //! ([`Target`]). Connections are pooled and opened when they are needed; a clone of a client is cheap and shares them.
-//! One noun, one file: `vm`, `image`, `volume`, `node`, `operation`, `event`, `token`.
+//! One noun, one file: `vm`, `image`, `volume`, `snapshot`, `node`, `operation`, `event`, `token`.
 //!
 //! What always holds: a request has a time limit, a stream has an idle limit where the server promises a sign of life,
 //! and a body has a size limit. Requests that begin something carry an idempotency key, so a connection that breaks
@@ -23,6 +23,7 @@ mod project;
 mod query;
 mod resource;
 mod server;
+mod snapshot;
 mod socket;
 mod target;
 mod tls;

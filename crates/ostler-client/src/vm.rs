@@ -2,7 +2,7 @@
 
 use ostler_api::ByteSize;
 use ostler_api::operation::Accepted;
-use ostler_api::vm::{Vm, VmCreate, VmPatch};
+use ostler_api::vm::{DiskBus, Vm, VmCreate, VmPatch};
 use serde::Serialize;
 use serde_json::json;
 
@@ -90,6 +90,22 @@ impl Client {
             None => json!({ "image": image }),
         };
         self.vm_act(vm, "rebuild", &body, wait).await
+    }
+
+    /// Plugs a volume in, also while the VM runs.
+    pub async fn vm_attach(
+        &self,
+        vm: &str,
+        volume: &str,
+        bus: DiskBus,
+        wait: Option<&Wait>,
+    ) -> Result<Accepted<Vm>> {
+        self.vm_act(vm, "attach", &json!({"volume": volume, "bus": bus}), wait).await
+    }
+
+    /// Takes a volume out; a running guest has to let it go.
+    pub async fn vm_detach(&self, vm: &str, volume: &str, wait: Option<&Wait>) -> Result<Accepted<Vm>> {
+        self.vm_act(vm, "detach", &json!({ "volume": volume }), wait).await
     }
 
     async fn vm_act(

@@ -11,6 +11,7 @@ use ostler_api::image::Image;
 use ostler_api::node::{Allocation, Node};
 use ostler_api::operation::Operation;
 use ostler_api::project::Project;
+use ostler_api::snapshot::Snapshot;
 use ostler_api::token::Token;
 use ostler_api::vm::Vm;
 use ostler_api::vm_action::VmAction;
@@ -112,6 +113,7 @@ impl<T: Resource> Table<T> {
 pub(crate) struct OnNode {
     pub(crate) vms: BTreeSet<Uuid>,
     pub(crate) volumes: BTreeSet<Uuid>,
+    pub(crate) snapshots: BTreeSet<Uuid>,
     pub(crate) allocation: Allocation,
 }
 
@@ -122,6 +124,8 @@ pub(crate) enum NodeChange {
     VmGone(Uuid),
     Volume(Arc<Volume>),
     VolumeGone(Uuid),
+    Snapshot(Arc<Snapshot>),
+    SnapshotGone(Uuid),
     ImageGone(String),
     Stream(ostler_api::work::StreamRequest),
 }
@@ -133,6 +137,7 @@ pub struct Tables {
     pub(crate) nodes: Table<Node>,
     pub(crate) images: Table<Image>,
     pub(crate) volumes: Table<Volume>,
+    pub(crate) snapshots: Table<Snapshot>,
     pub(crate) vms: Table<Vm>,
     pub(crate) operations: Table<Operation>,
     pub(crate) events: Table<Event>,
@@ -141,7 +146,7 @@ pub struct Tables {
     pub(crate) on_node: HashMap<Name, OnNode>,
     /// VMs that wait for a place.
     pub(crate) unplaced: BTreeSet<Uuid>,
-    /// When the tasks of VMs run out.
+    /// When the tasks of VMs and what is done with snapshots run out.
     pub(crate) deadlines: BTreeSet<(Time, Uuid)>,
     /// Operations that have not ended, by what they are about.
     open_operations: BTreeSet<(Uuid, Uuid)>,
@@ -261,6 +266,54 @@ impl Cached for Volume {
     fn is_settled(&self) -> bool {
         use ostler_api::volume::VolumePhase;
         matches!(self.status.phase, VolumePhase::Ready | VolumePhase::Error)
+    }
+}
+
+impl Cached for Snapshot {
+    cached!(Snapshot, snapshots);
+
+    fn index(tables: &mut Tables, id: Uuid, old: Option<&Arc<Self>>, new: Option<&Arc<Self>>) {
+        if let Some(snapshot) = old {
+            if let Some(deadline) = snapshot.status.deadline {
+                tables.deadlines.remove(&(deadline, id));
+            }
+            if let Some(node) = &snapshot.status.node
+                && let Some(on_node) = tables.on_node.get_mut(node)
+            {
+                on_node.snapshots.remove(&id);
+            }
+        }
+        if let Some(snapshot) = new {
+            if let Some(deadline) = snapshot.status.deadline {
+                tables.deadlines.insert((deadline, id));
+            }
+            if let Some(node) = &snapshot.status.node {
+                tables.on_node.entry(node.clone()).or_default().snapshots.insert(id);
+            }
+        }
+        let same = |old: &Self, new: &Self| {
+            old.spec == new.spec
+                && old.status.node == new.status.node
+                && old.status.phase == new.status.phase
+                && old.status.revert == new.status.revert
+        };
+        let changed = match (old, new) {
+            (Some(old), Some(new)) => !same(old, new),
+            (None, Some(_)) | (Some(_), None) | (None, None) => true,
+        };
+        if changed {
+            tables.tell_nodes(
+                old.and_then(|snapshot| snapshot.status.node.as_ref()),
+                new.and_then(|snapshot| snapshot.status.node.as_ref()),
+                NodeChange::SnapshotGone(id),
+                new.map(|snapshot| NodeChange::Snapshot(Arc::clone(snapshot))),
+            );
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        use ostler_api::snapshot::SnapshotPhase;
+        matches!(self.status.phase, SnapshotPhase::Ready | SnapshotPhase::Error)
     }
 }
 
@@ -394,6 +447,7 @@ impl Tables {
             Kind::Node => self.put_as::<Node>(id, kv),
             Kind::Image => self.put_as::<Image>(id, kv),
             Kind::Volume => self.put_as::<Volume>(id, kv),
+            Kind::Snapshot => self.put_as::<Snapshot>(id, kv),
             Kind::Vm => self.put_as::<Vm>(id, kv),
             Kind::Operation => self.put_as::<Operation>(id, kv),
             Kind::Event => self.put_as::<Event>(id, kv),
@@ -418,6 +472,7 @@ impl Tables {
             Kind::Node => self.set::<Node>(id, None),
             Kind::Image => self.set::<Image>(id, None),
             Kind::Volume => self.set::<Volume>(id, None),
+            Kind::Snapshot => self.set::<Snapshot>(id, None),
             Kind::Vm => self.set::<Vm>(id, None),
             Kind::Operation => self.set::<Operation>(id, None),
             Kind::Event => self.set::<Event>(id, None),

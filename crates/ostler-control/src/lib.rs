@@ -10,6 +10,7 @@
 
 mod cache;
 mod caller;
+mod clone;
 mod cloud;
 mod commit;
 mod config;
@@ -27,13 +28,17 @@ mod node_work;
 mod operation;
 mod permission;
 pub mod scheduler;
+mod snapshot;
+mod snapshot_report;
 mod stream;
 mod token;
 mod vm;
 mod vm_act;
 mod vm_create;
+mod vm_disk;
 mod vm_report;
 mod volume;
+mod volume_create;
 mod wait;
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use crate::commit::{Change, store_error};
 use crate::event::target;
 use crate::keys;
 use crate::permission::{Owner, Verb};
+use crate::snapshot::remove_snapshot;
 use crate::vm_act::check_match;
 
 /// Volumes of a dead node forgotten in one transaction.
@@ -227,12 +228,23 @@ impl Cloud {
         if let Some(on_node) = tables.on_node.get(&old.metadata.name) {
             let volumes = || on_node.volumes.iter().filter_map(|id| tables.volumes.get(*id));
             let kept = volumes().filter(|volume| volume.metadata.deleted.is_none()).count();
-            if !on_node.vms.is_empty() || kept > 0 {
+            let snapshots = || on_node.snapshots.iter().filter_map(|id| tables.snapshots.get(*id));
+            let held = snapshots().filter(|snapshot| snapshot.metadata.deleted.is_none()).count();
+            if !on_node.vms.is_empty() || kept > 0 || held > 0 {
                 return Err(ApiError::new(
                     ErrorCode::InUse,
-                    format!("{} VMs and {kept} volumes are placed on node {node}", on_node.vms.len()),
+                    format!(
+                        "{} VMs, {kept} volumes and {held} snapshots are placed on node {node}",
+                        on_node.vms.len()
+                    ),
                 )
                 .hint(format!("see which: ostler vm list --node {node}; delete them with --force")));
+            }
+            // One at a time: each touches its neighbours in the tree.
+            if let Some(snapshot) = snapshots().next() {
+                change.guard(old.as_ref());
+                remove_snapshot(tables, change, snapshot)?;
+                return Ok(false);
             }
             let doomed: Vec<_> = volumes().take(VOLUMES_AT_ONCE).collect();
             if !doomed.is_empty() {

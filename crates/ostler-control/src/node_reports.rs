@@ -14,7 +14,9 @@ use crate::commit::Change;
 use crate::event::target;
 use crate::operation::{Step, advance, begin};
 use crate::permission::{Owner, Verb};
+use crate::snapshot_report::snapshot_report;
 use crate::vm_act::{drop_volume, end_delete, swap_root};
+use crate::vm_disk::{release, unplug};
 use crate::vm_report;
 
 /// Reports in one transaction: a store has limits on operations in one (etcd: 128).
@@ -35,11 +37,12 @@ impl Cloud {
             return Err(ApiError::invalid("reports", format!("at most {REPORTS_MAX} reports at once")));
         }
         let mut taken = ReportsTaken { taken: 0, dropped: 0 };
-        let (mut vms, mut volumes) = (Vec::new(), Vec::new());
+        let (mut vms, mut volumes, mut snapshots) = (Vec::new(), Vec::new(), Vec::new());
         for report in reports.reports {
             match report {
                 Report::Vm(report) => vms.push(*report),
                 Report::Volume(report) => volumes.push(report),
+                Report::Snapshot(report) => snapshots.push(report),
             }
         }
         let gone: HashSet<VolumeId> = volumes
@@ -59,6 +62,10 @@ impl Cloud {
                 Some(_) | None => Ok(()),
             })
             .await?;
+        }
+        // Each touches the volumes it is of and its neighbours in the tree: one transaction each.
+        for report in snapshots {
+            self.take(&mut taken, node, &[report], snapshot_report).await?;
         }
         for chunk in distinct(vms, |report| report.vm.0) {
             self.take(&mut taken, node, &chunk, vm_reported).await?;
@@ -152,6 +159,10 @@ fn vm_reported(
     if let Some(volume) = outcome.rebuilt {
         swap_root(tables, change, &mut new, volume)?;
     }
+    if let Some(volume) = outcome.released {
+        unplug(&mut new, volume);
+        release(tables, change, volume)?;
+    }
     if new != **old {
         change.update(old.as_ref(), &new)?;
     }
@@ -172,22 +183,35 @@ fn volume_report(
     match &report.state {
         VolumeState::Gone if old.metadata.deleted.is_some() => {
             change.delete(old.as_ref());
-            finish_deletes(tables, change, old)?;
+            finish(tables, change, old, &Step::Succeeded)?;
             return Ok(true);
         }
         // It should be there: the next look makes it again or says why not.
         VolumeState::Gone => return Ok(true),
-        VolumeState::Ready { used } => {
+        VolumeState::Ready { used, size } => {
             new.status.used = Some(*used);
+            new.status.size = Some(*size);
             if old.metadata.deleted.is_none() {
                 new.status.phase = VolumePhase::Ready;
                 new.status.reason = None;
+                if *size >= old.spec.size {
+                    finish(tables, change, old, &Step::Succeeded)?;
+                }
             }
         }
         VolumeState::Failed { fault } => {
             new.status.reason = Some(fault.clone());
             if old.metadata.deleted.is_none() {
                 new.status.phase = VolumePhase::Error;
+                finish(tables, change, old, &Step::Failed(fault.clone()))?;
+            }
+        }
+        // What was asked for is taken back: it stays as large as it is.
+        VolumeState::NotGrown { size, fault } => {
+            new.status.size = Some(*size);
+            if old.metadata.deleted.is_none() && *size < old.spec.size {
+                new.spec.size = *size;
+                finish(tables, change, old, &Step::Failed(fault.clone()))?;
             }
         }
     }
@@ -197,10 +221,10 @@ fn volume_report(
     Ok(true)
 }
 
-/// The operations that waited for this volume's end.
-fn finish_deletes(tables: &Tables, change: &mut Change, volume: &Volume) -> Result<(), ApiError> {
+/// Ends the operations on a volume.
+fn finish(tables: &Tables, change: &mut Change, volume: &Volume, step: &Step) -> Result<(), ApiError> {
     for operation in tables.open_on(volume.metadata.id) {
-        advance(tables, change, operation, Step::Succeeded)?;
+        advance(tables, change, operation, step.clone())?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use ostler_api::snapshot::Snapshot;
 use ostler_api::vm::Vm;
 use ostler_api::volume::Volume;
 use ostler_api::work::WorkLine;
@@ -55,6 +56,10 @@ fn snapshot(tables: &Tables, node: &Name, cloud: uuid::Uuid) -> Vec<WorkLine> {
         // Volumes first: VMs need them.
         let volumes = on_node.volumes.iter().filter_map(|id| tables.volumes.get(*id));
         lines.extend(volumes.map(|volume| WorkLine::Volume { volume: Box::new(Volume::clone(volume)) }));
+        let snapshots = on_node.snapshots.iter().filter_map(|id| tables.snapshots.get(*id));
+        lines.extend(
+            snapshots.map(|snapshot| WorkLine::Snapshot { snapshot: Box::new(Snapshot::clone(snapshot)) }),
+        );
         let vms = on_node.vms.iter().filter_map(|id| tables.vms.get(*id));
         lines.extend(vms.map(|vm| WorkLine::Vm { vm: Box::new(Vm::clone(vm)) }));
     }
@@ -71,6 +76,10 @@ fn line(change: NodeChange) -> WorkLine {
         NodeChange::VmGone(id) => WorkLine::VmGone { vm: id.into() },
         NodeChange::Volume(volume) => WorkLine::Volume { volume: Box::new(Volume::clone(&volume)) },
         NodeChange::VolumeGone(id) => WorkLine::VolumeGone { volume: id.into() },
+        NodeChange::Snapshot(snapshot) => {
+            WorkLine::Snapshot { snapshot: Box::new(Snapshot::clone(&snapshot)) }
+        }
+        NodeChange::SnapshotGone(id) => WorkLine::SnapshotGone { snapshot: id.into() },
         NodeChange::ImageGone(sha256) => WorkLine::ImageGone { sha256 },
         NodeChange::Stream(stream) => WorkLine::Stream { stream },
     }

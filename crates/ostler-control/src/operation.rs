@@ -104,6 +104,7 @@ impl Cloud {
                         change.update(old.as_ref(), &new)?;
                     }
                     Kind::Volume
+                    | Kind::Snapshot
                     | Kind::Node
                     | Kind::Project
                     | Kind::Operation

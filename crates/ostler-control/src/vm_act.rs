@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ostler_api::event::Severity;
 use ostler_api::operation::{Accepted, Operation, OperationPhase};
-use ostler_api::vm::{Power, Vm, VmDisk};
+use ostler_api::vm::{DiskBus, Power, Vm, VmDisk};
 use ostler_api::vm_action::{Decision, SHUTDOWN_TIMEOUT_MAX, VmAction, decide};
 use ostler_api::vm_phase::{VmPhase, vm_phase};
 use ostler_api::volume::{Volume, VolumePhase};
@@ -19,7 +19,9 @@ use crate::event::target;
 use crate::idempotency::{Idempotency, remember};
 use crate::operation::{Step, advance, begin};
 use crate::permission::Verb;
+use crate::snapshot::{drop_snapshot, of_vm};
 use crate::vm_create::{check_disk, image_use, root_volume, task, volume_name};
+use crate::vm_disk::{has_machine, release};
 
 /// What a caller asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum VmActionRequest {
     Resume,
     Suspend,
     Rebuild { image: String, disk: Option<ByteSize> },
+    Attach { volume: String, bus: DiskBus },
+    Detach { volume: String },
 }
 
 impl VmActionRequest {
@@ -49,7 +53,7 @@ impl VmActionRequest {
         }
     }
 
-    /// The action, with the id that a rebuild's new volume would have.
+    /// The action, with the id of the volume that it is about.
     fn action(&self, volume: VolumeId) -> VmAction {
         match self {
             Self::Start => VmAction::Start,
@@ -61,6 +65,8 @@ impl VmActionRequest {
             Self::Resume => VmAction::Resume,
             Self::Suspend => VmAction::Suspend,
             Self::Rebuild { .. } => VmAction::Rebuild { volume },
+            Self::Attach { .. } => VmAction::Attach { volume },
+            Self::Detach { .. } => VmAction::Detach { volume },
         }
     }
 }
@@ -85,7 +91,13 @@ impl Cloud {
             .commit(|tables, change| {
                 let vm = self.find::<Vm>(tables, caller, Verb::Act, project, name)?;
                 let id = vm.metadata.id;
-                let action = request.action(VolumeId::new());
+                let volume = match &request {
+                    VmActionRequest::Attach { volume, .. } | VmActionRequest::Detach { volume } => {
+                        self.disk_of(tables, caller, &vm, volume)?.metadata.id.into()
+                    }
+                    _ => VolumeId::new(),
+                };
+                let action = request.action(volume);
                 let operation = match decide(&action, vm.status.phase, vm.status.task.as_ref()) {
                     Decision::Already => None,
                     Decision::Join(operation) => Some(operation),
@@ -93,14 +105,26 @@ impl Cloud {
                         return Err(ApiError::conflict(format!("{}: {detail}", vm.metadata.name)).hint(hint));
                     }
                     Decision::Accept => {
-                        let action = match &request {
+                        let planned = match &request {
                             VmActionRequest::Rebuild { image, disk } => {
-                                self.plan_rebuild(tables, change, caller, &vm, image, *disk)?
+                                let action = self.plan_rebuild(tables, change, caller, &vm, image, *disk)?;
+                                Some((Vm::clone(&vm), action))
                             }
-                            _ => action,
+                            VmActionRequest::Attach { volume, bus } => {
+                                self.plan_attach(tables, change, caller, &vm, volume, *bus)?
+                            }
+                            VmActionRequest::Detach { volume } => {
+                                Some(self.plan_detach(tables, change, caller, &vm, volume)?)
+                            }
+                            _ => Some((Vm::clone(&vm), action)),
                         };
-                        accept(tables, change, &vm, action, fresh)?;
-                        Some(fresh)
+                        match planned {
+                            Some((edited, action)) => {
+                                accept_edited(tables, change, &vm, edited, action, fresh)?;
+                                Some(fresh)
+                            }
+                            None => None,
+                        }
                     }
                 };
                 if operation.is_some() {
@@ -233,10 +257,18 @@ pub(crate) fn drop_volume(tables: &Tables, change: &mut Change, id: VolumeId) ->
 
 /// The end of a VM's record: its name is free, its own volumes go.
 pub(crate) fn remove(tables: &Tables, change: &mut Change, vm: &Vm) -> Result<(), ApiError> {
-    for disk in vm.spec.disks.iter().filter(|disk| disk.owned) {
-        drop_volume(tables, change, disk.volume)?;
+    for disk in &vm.spec.disks {
+        if disk.owned {
+            drop_volume(tables, change, disk.volume)?;
+        } else {
+            release(tables, change, disk.volume)?;
+        }
     }
     drop_rebuild_volume(tables, change, vm)?;
+    // The way back to its past goes with it; linked copies stay whole.
+    for snapshot in of_vm(tables, vm.metadata.id) {
+        drop_snapshot(tables, change, snapshot)?;
+    }
     change.delete(vm);
     change.event(
         vm.metadata.project.clone(),
@@ -273,7 +305,7 @@ const fn power_after(action: &VmAction, now: Power) -> Power {
         VmAction::Shutdown { .. } | VmAction::Stop | VmAction::Delete => Power::Stopped,
         VmAction::Pause => Power::Paused,
         VmAction::Suspend => Power::Suspended,
-        VmAction::Reset | VmAction::Rebuild { .. } => now,
+        VmAction::Reset | VmAction::Rebuild { .. } | VmAction::Attach { .. } | VmAction::Detach { .. } => now,
     }
 }
 
@@ -286,18 +318,36 @@ pub(crate) fn accept(
     action: VmAction,
     id: OperationId,
 ) -> Result<(), ApiError> {
+    accept_edited(tables, change, vm, vm.clone(), action, id)
+}
+
+/// The same with further changes of the VM, which `edited` has already.
+fn accept_edited(
+    tables: &Tables,
+    change: &mut Change,
+    vm: &Vm,
+    edited: Vm,
+    action: VmAction,
+    id: OperationId,
+) -> Result<(), ApiError> {
     let now = Time::now();
     supersede(tables, change, vm, Some(&action))?;
     let name = format!("vm.{}", action.name());
     let project = vm.metadata.project.clone();
-    let placed = vm.status.node.is_some();
-    let at_once = !placed && action != VmAction::Start;
+    let disks_only = matches!(action, VmAction::Attach { .. } | VmAction::Detach { .. });
+    let at_once = match &action {
+        VmAction::Start => false,
+        _ if disks_only => !has_machine(vm),
+        _ => vm.status.node.is_none(),
+    };
     let phase = if at_once { OperationPhase::Succeeded } else { OperationPhase::Pending };
     change.create(&begin(id, project, name, target(vm), phase)?)?;
 
-    let mut new = vm.clone();
+    let mut new = edited;
     new.spec.power = power_after(&action, vm.spec.power);
-    new.status.reason = None;
+    if !disks_only {
+        new.status.reason = None;
+    }
     match (&action, at_once) {
         (VmAction::Delete, true) => {
             let mut unbusy = vm.clone();
@@ -336,7 +386,7 @@ pub(crate) fn swap_root(
                 drop_volume(tables, change, old)?;
             }
         }
-        None => vm.spec.disks.push(VmDisk { volume, bus: ostler_api::vm::DiskBus::Virtio, owned: true }),
+        None => vm.spec.disks.push(VmDisk { volume, bus: DiskBus::Virtio, owned: true }),
     }
     Ok(())
 }

@@ -82,9 +82,16 @@ fn check(request: &VmCreate) -> Result<(), ApiError> {
     if let Some(disk) = request.disk {
         check_disk(disk)?;
     }
-    if request.image.is_none() && request.kernel.is_none() && request.cdrom.is_none() {
+    if request.snapshot.is_some() && (request.image.is_some() || request.disk.is_some()) {
+        return Err(ApiError::invalid(
+            "snapshot",
+            "a snapshot brings its disks: no image or disk size beside it",
+        ));
+    }
+    if [&request.image, &request.snapshot, &request.kernel, &request.cdrom].iter().all(|what| what.is_none())
+    {
         return Err(ApiError::invalid("image", "nothing to boot from")
-            .hint("give an image, a kernel or a CD-ROM image: ostler image list"));
+            .hint("give an image, a snapshot, a kernel or a CD-ROM image: ostler image list"));
     }
     if request.kernel.is_none() && (request.initrd.is_some() || request.cmdline.is_some()) {
         return Err(ApiError::invalid("kernel", "an initrd or a command line needs a kernel"));
@@ -273,9 +280,26 @@ pub(crate) fn root_volume(
     }
     Ok(Volume {
         metadata: Metadata::new(VolumeId::new().into(), name, Some(project.clone())),
-        spec: VolumeSpec { size, image, vm: Some(vm) },
-        status: VolumeStatus { phase: VolumePhase::Pending, reason: None, node: None, used: None },
+        spec: VolumeSpec { image, vm: Some(vm), ..blank(size) },
+        status: pending(),
     })
+}
+
+/// A volume of `size` with nothing in it.
+pub(crate) const fn blank(size: ByteSize) -> VolumeSpec {
+    VolumeSpec { size, image: None, snapshot: None, vm: None, protected: false }
+}
+
+/// A volume that waits for a node.
+pub(crate) const fn pending() -> VolumeStatus {
+    VolumeStatus {
+        phase: VolumePhase::Pending,
+        reason: None,
+        node: None,
+        used: None,
+        size: None,
+        snapshot: None,
+    }
 }
 
 /// `NAME-root`, cut so that it stays a name; with a part of the id when that is taken.
@@ -348,6 +372,9 @@ fn plan(
         let volume = root_volume(project, id, name, root.map(|(image, _)| image), request.disk)?;
         disks.push(VmDisk { volume: volume.metadata.id.into(), bus: request.disk_bus, owned: true });
         change.create(&volume)?;
+    }
+    if let Some(name) = &request.snapshot {
+        disks = cloud.snapshot_disks(tables, change, caller, project, id, request, name)?;
     }
     let mut metadata = Metadata::new(id.into(), request.name.clone(), Some(project.clone()));
     metadata.labels = request.labels.clone();

@@ -25,6 +25,8 @@ pub(crate) struct Outcome {
     pub(crate) rebuilt: Option<VolumeId>,
     /// A failed rebuild: the volume that goes.
     pub(crate) dropped: Option<VolumeId>,
+    /// A disk that is out, or could not be plugged in: the VM has it no longer.
+    pub(crate) released: Option<VolumeId>,
     pub(crate) event: Option<(Severity, &'static str, String)>,
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn apply(vm: &Vm, report: &VmReport, now: Time) -> Outcome {
         restart: None,
         rebuilt: None,
         dropped: None,
+        released: None,
         event: None,
     };
     if before.is_some_and(|before| before.generation > report.observed.generation) {
@@ -93,7 +96,12 @@ fn answered(new: &mut Vm, out: &mut Outcome, action: &VmAction, answer: &TaskAns
             | VmAction::Reboot { .. }
             | VmAction::Pause
             | VmAction::Resume
-            | VmAction::Suspend => {
+            | VmAction::Suspend
+            | VmAction::Attach { .. }
+            | VmAction::Detach { .. } => {
+                if let VmAction::Detach { volume } = action {
+                    out.released = Some(*volume);
+                }
                 new.status.task = None;
                 new.status.reason = None;
                 out.operation = Some((answer.operation, Step::Succeeded));
@@ -106,6 +114,9 @@ fn answered(new: &mut Vm, out: &mut Outcome, action: &VmAction, answer: &TaskAns
         TaskOutcome::Failed { fault } => {
             if let VmAction::Rebuild { volume } = action {
                 out.dropped = Some(*volume);
+            }
+            if let VmAction::Attach { volume } = action {
+                out.released = Some(*volume);
             }
             new.status.task = None;
             new.status.reason = Some(fault.clone());

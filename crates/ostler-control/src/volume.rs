@@ -1,4 +1,4 @@
-//! Volumes, as far as root disks need them.
+//! Volumes: changed and deleted.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use crate::cloud::Cloud;
 use crate::event::target;
 use crate::operation::begin;
 use crate::permission::Verb;
+use crate::snapshot::of_volume;
 use crate::vm_act::{check_match, drop_volume};
 use crate::vm_create::check_rename;
 
@@ -51,6 +52,9 @@ impl Cloud {
                 if let Some(labels) = &patch.labels {
                     new.metadata.labels.clone_from(labels);
                 }
+                if let Some(protected) = patch.protected {
+                    new.spec.protected = protected;
+                }
                 if new != *volume {
                     change.update(volume.as_ref(), &new)?;
                 }
@@ -78,10 +82,24 @@ impl Cloud {
                         ErrorCode::InUse,
                         format!("volume {} is a disk of VM {}", volume.metadata.name, vm.metadata.name),
                     )
-                    .hint("delete the VM: its own volumes go with it"));
+                    .hint("detach it, or delete the VM: its own volumes go with it"));
                 }
                 if volume.metadata.deleted.is_some() {
                     return Ok((volume, None));
+                }
+                if volume.spec.protected {
+                    return Err(ApiError::conflict(format!("volume {} is protected", volume.metadata.name))
+                        .hint("take that back first: ostler volume set --protected=false"));
+                }
+                let held: Vec<_> = of_volume(tables, volume.metadata.id.into())
+                    .map(|snapshot| snapshot.metadata.name.as_str())
+                    .collect();
+                if !held.is_empty() {
+                    return Err(ApiError::new(
+                        ErrorCode::InUse,
+                        format!("volume {} has snapshots: {}", volume.metadata.name, held.join(", ")),
+                    )
+                    .hint("delete them first: ostler snapshot delete"));
                 }
                 drop_volume(tables, change, volume.metadata.id.into())?;
                 let phase = match volume.status.node {

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 
 use ostler_api::Fault;
-use ostler_qemu::{Error, ExitReport, QmpError, StartError};
+use ostler_qemu::{DiskError, Error, ExitReport, QmpError, StartError};
 use ostler_storage::StorageError;
 
 /// Longest message; what QEMU says last can be long.
@@ -70,6 +70,7 @@ pub(crate) fn start_failed(error: &StartError) -> Fault {
 pub(crate) fn machine_failed(what: &str, error: &Error) -> Fault {
     let code = match error {
         Error::Qmp(error) => return qmp_failed(what, error),
+        Error::Disk(error) => return disk_failed(what, error),
         Error::Io { .. } => "io",
         Error::StillRunning { .. } => "still_running",
         Error::Ended { .. } => "qemu_died",
@@ -78,6 +79,24 @@ pub(crate) fn machine_failed(what: &str, error: &Error) -> Fault {
         Error::Save(_) => "save_failed",
         Error::Missing { .. } => "missing",
         Error::Simulated(_) => "simulated",
+    };
+    fault(code, format!("{what}: {}", chain(error)))
+}
+
+fn disk_failed(what: &str, error: &DiskError) -> Fault {
+    let code = match error {
+        DiskError::File(error) => return start_failed(error),
+        DiskError::NotAttached { .. } => "disk_not_attached",
+        DiskError::OtherAttached { .. } | DiskError::PartOfSnapshot { .. } => "disk_differs",
+        DiskError::NotHotPluggable { .. } => "disk_not_hot_pluggable",
+        DiskError::NoPlace { .. } => "no_place_for_disk",
+        DiskError::FileTimeout { .. } => "timed_out",
+        DiskError::GuestDidNotRelease { .. } => "guest_keeps_disk",
+        DiskError::Shrink { .. } | DiskError::SizeDiffers { .. } => "size_differs",
+        DiskError::Invalid { .. } | DiskError::ReadOnly { .. } | DiskError::NoLayer { .. } => "disk_invalid",
+        DiskError::Job { reason, .. } if reason.to_ascii_lowercase().contains("no space") => "no_space",
+        DiskError::Job { .. } => "disk_job_failed",
+        DiskError::Cancelled { .. } => "cancelled",
     };
     fault(code, format!("{what}: {}", chain(error)))
 }

@@ -20,6 +20,7 @@ use crate::control_plane::ControlPlane;
 use crate::fault;
 use crate::images::Images;
 use crate::report::Outbox;
+use crate::snapshot_task::Snapshots;
 use crate::stream::STREAMS_MAX;
 use crate::vm_handle::VmHandle;
 use crate::volume_task::Volumes;
@@ -35,6 +36,7 @@ pub(crate) struct Host {
     pub(crate) outbox: Outbox,
     pub(crate) vms: Mutex<HashMap<VmId, Arc<VmHandle>>>,
     pub(crate) volumes: Volumes,
+    pub(crate) snapshots: Snapshots,
     pub(crate) images: Images,
     /// Rung whenever a machine has let go of its disks.
     pub(crate) disks_released: Notify,
@@ -66,6 +68,7 @@ impl Host {
             outbox: Outbox::default(),
             vms: Mutex::default(),
             volumes: Volumes::default(),
+            snapshots: Snapshots::default(),
             images: Images::default(),
             disks_released: Notify::new(),
             stopping: CancellationToken::new(),

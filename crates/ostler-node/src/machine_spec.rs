@@ -3,18 +3,19 @@
 
 use std::path::PathBuf;
 
-use ostler_api::vm::{DiskBus, Firmware, MachineType, NicModel, Protocol, Vm, VmNic};
+use ostler_api::vm::{DiskBus, Firmware, MachineType, NicModel, Protocol, Vm, VmDisk, VmNic};
 use ostler_api::{Accelerator, VolumeId};
 use ostler_qemu as qemu;
 use ostler_storage::{ImageFormat, Layer};
+use uuid::Uuid;
 
-use crate::record::Hardware;
+use crate::record::{Hardware, SavedDisks};
 
 /// What the host adds to a VM's spec.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     /// The files of each disk, in the order of the spec's disks, top layer first.
-    pub(crate) disks: Vec<(VolumeId, Vec<Layer>)>,
+    pub(crate) disks: Vec<Vec<Layer>>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) cdrom: Option<Layer>,
@@ -22,6 +23,8 @@ pub(crate) struct Parts {
     pub(crate) accelerator: Accelerator,
     /// What the VM was started with before.
     pub(crate) hardware: Option<Hardware>,
+    /// Where its disks were when its memory was saved that is to be restored.
+    pub(crate) saved_disks: Option<SavedDisks>,
 }
 
 /// A part of a VM cannot be expressed.
@@ -39,22 +42,15 @@ pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, 
     // A kernel is what boots; QEMU gives its loader the first place and refuses a second one in it.
     let in_boot_order = vm.spec.kernel.is_none();
     let mut disks = Vec::with_capacity(parts.disks.len() + 1);
-    for (index, (volume, layers)) in (0u32..).zip(&parts.disks) {
-        let bus = vm.spec.disks.iter().find(|disk| disk.volume == *volume).map_or(DiskBus::Virtio, |d| d.bus);
-        disks.push(qemu::DiskSpec {
-            id: format!("disk{index}"),
-            layers: layers.iter().map(layer).collect::<Result<_, _>>()?,
-            bus: disk_bus(bus),
-            read_only: false,
-            cdrom: false,
-            serial: Some(serial(*volume)),
-            boot_index: in_boot_order.then_some(index),
-        });
+    for (index, (disk, layers)) in (0u32..).zip(vm.spec.disks.iter().zip(&parts.disks)) {
+        let mut spec = disk_spec(disk, layers, in_boot_order.then_some(index))?;
+        spec.place = parts.saved_disks.as_ref().and_then(|saved| saved.places.get(&spec.id).copied());
+        disks.push(spec);
     }
     if let Some(image) = &parts.cdrom {
         disks.push(qemu::DiskSpec {
             id: "cd0".to_owned(),
-            layers: vec![layer(image)?],
+            layers: vec![disk_layer(image)?],
             bus: match vm.spec.machine {
                 MachineType::Q35 => qemu::DiskBus::Sata,
                 MachineType::I440fx => qemu::DiskBus::Ide,
@@ -62,9 +58,9 @@ pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, 
             },
             read_only: true,
             cdrom: !microvm,
-            serial: None,
             // Behind the disks: a blank one falls through to the CD, an installed one does not install again.
             boot_index: u32::try_from(parts.disks.len()).ok().filter(|_| in_boot_order),
+            ..qemu::DiskSpec::default()
         });
     }
     let nics = vm.spec.nics.iter().enumerate();
@@ -98,6 +94,7 @@ pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, 
             cmdline: boot.cmdline.clone(),
         }),
         disks,
+        disk_places: parts.saved_disks.as_ref().map(|saved| saved.room),
         nics,
         rng: true,
         balloon: true,
@@ -130,7 +127,38 @@ fn nic_spec(index: usize, nic: &VmNic, vm: &Vm) -> Result<qemu::NicSpec, SpecErr
     })
 }
 
-fn layer(layer: &Layer) -> Result<qemu::DiskLayer, SpecError> {
+/// A disk as it is started with and as it is plugged in: the same, so that a machine can be asked for it by name.
+pub(crate) fn disk_spec(
+    disk: &VmDisk,
+    layers: &[Layer],
+    boot_index: Option<u32>,
+) -> Result<qemu::DiskSpec, SpecError> {
+    Ok(qemu::DiskSpec {
+        id: disk_id(disk.volume),
+        layers: layers.iter().map(disk_layer).collect::<Result<_, _>>()?,
+        bus: disk_bus(disk.bus),
+        serial: Some(serial(disk.volume)),
+        boot_index,
+        ..qemu::DiskSpec::default()
+    })
+}
+
+/// What a disk is called in the machine: its volume, however many disks come and go around it.
+pub(crate) fn disk_id(volume: VolumeId) -> String {
+    format!("v{}", tail(volume.0))
+}
+
+/// What QEMU calls a layer.
+pub(crate) fn layer_name(layer: Uuid) -> String {
+    tail(layer)
+}
+
+/// The last twelve digits, which are random.
+fn tail(id: Uuid) -> String {
+    id.simple().to_string().split_off(20)
+}
+
+pub(crate) fn disk_layer(layer: &Layer) -> Result<qemu::DiskLayer, SpecError> {
     let format = match layer.format {
         ImageFormat::Raw => qemu::DiskFormat::Raw,
         ImageFormat::Qcow2 => qemu::DiskFormat::Qcow2,
@@ -138,7 +166,7 @@ fn layer(layer: &Layer) -> Result<qemu::DiskLayer, SpecError> {
             return Err(SpecError::Format { path: layer.path.clone(), format: layer.format });
         }
     };
-    Ok(qemu::DiskLayer { path: layer.path.clone(), format })
+    Ok(qemu::DiskLayer { path: layer.path.clone(), format, name: layer.id().map(layer_name) })
 }
 
 fn disk_bus(bus: DiskBus) -> qemu::DiskBus {

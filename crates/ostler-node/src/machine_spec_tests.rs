@@ -61,13 +61,14 @@ fn parts() -> Parts {
         layer("/pool/images/a.raw", ImageFormat::Raw),
     ];
     Parts {
-        disks: vec![(volume(1), root), (volume(2), vec![layer("/pool/volumes/2.qcow2", ImageFormat::Qcow2)])],
+        disks: vec![root, vec![layer("/pool/volumes/2.qcow2", ImageFormat::Qcow2)]],
         kernel: None,
         initrd: None,
         cdrom: None,
         uefi_vars: "/data/vms/42/uefi-vars.fd".into(),
         accelerator: Accelerator::Tcg,
         hardware: None,
+        saved_disks: None,
     }
 }
 
@@ -132,7 +133,7 @@ fn what_cannot_be_expressed_is_refused() {
     bad_mac.spec.nics[0].mac = "nonsense".into();
     assert!(matches!(machine_spec(&bad_mac, &parts()), Err(SpecError::Mac(_))));
     let mut bad_format = parts();
-    bad_format.disks[0].1[0].format = ImageFormat::Vmdk;
+    bad_format.disks[0][0].format = ImageFormat::Vmdk;
     assert!(matches!(machine_spec(&vm(), &bad_format), Err(SpecError::Format { .. })));
 }
 

@@ -3,11 +3,13 @@
 //! A record only says what QEMU and the host cannot be asked for: whose VM it is, what it was started with, whether it
 //! should be running, whether its memory was saved, and what was answered last. What is true now is read from QEMU.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ostler_api::vm::{EndCause, MachineFacts};
 use ostler_api::work::TaskOutcome;
 use ostler_api::{Fault, OperationId, VolumeId};
+use ostler_qemu::DiskPlaces;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -35,12 +37,23 @@ pub(crate) struct Record {
     /// Its memory is in the state file.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) saved: bool,
+    /// Where its disks were then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) saved_disks: Option<SavedDisks>,
     /// The last task that was answered, so that it is not done twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) answered: Option<Answered>,
     /// A reboot under way: the operation, and the run that it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reboot: Option<(OperationId, Option<Uuid>)>,
+}
+
+/// The places of a machine's disks, which saved memory is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedDisks {
+    pub(crate) room: DiskPlaces,
+    /// By the disk's name in the machine.
+    pub(crate) places: BTreeMap<String, u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,7 @@ fn subject(report: &Report) -> Uuid {
     match report {
         Report::Vm(report) => report.vm.0,
         Report::Volume(report) => report.volume.0,
+        Report::Snapshot(report) => report.snapshot.0,
     }
 }
 
@@ -50,7 +51,7 @@ fn merge(older: Report, newer: Report) -> Report {
             };
             Report::Vm(newer)
         }
-        (Report::Volume(_) | Report::Vm(_), newer) => newer,
+        (Report::Volume(_) | Report::Vm(_) | Report::Snapshot(_), newer) => newer,
     }
 }
 
@@ -110,6 +111,7 @@ pub(crate) fn describe(report: &Report) -> String {
     match report {
         Report::Vm(report) => format!("vm {}: {}", report.vm, report.observed.state),
         Report::Volume(report) => format!("volume {}", report.volume),
+        Report::Snapshot(report) => format!("snapshot {}", report.snapshot),
     }
 }
 

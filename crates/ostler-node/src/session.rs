@@ -181,6 +181,11 @@ impl View {
             WorkLine::VolumeGone { volume } => {
                 host.volume_unwant(volume, self.cloud, self.revision, Trust::Explicit);
             }
+            WorkLine::Snapshot { snapshot } => {
+                self.revision = self.revision.max(snapshot.metadata.revision);
+                host.snapshot_want(Arc::from(snapshot));
+            }
+            WorkLine::SnapshotGone { snapshot } => host.snapshot_unwant(snapshot),
             WorkLine::ImageGone { sha256 } => {
                 let host_task = Arc::clone(host);
                 host.spawn(async move { host_task.image_drop(&sha256).await });

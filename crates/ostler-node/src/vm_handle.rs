@@ -61,6 +61,8 @@ pub(crate) struct VmHandle {
     pub(crate) machine: Mutex<Option<Arc<dyn Machine>>>,
     /// Volumes that its machine has open.
     pub(crate) open: Mutex<Vec<VolumeId>>,
+    /// Held by whoever changes what its disks are made of. Taken before any volume's own lock.
+    pub(crate) disks: tokio::sync::Mutex<()>,
     /// Where the console is logged now, while a machine lives.
     pub(crate) console_log: Mutex<Option<PathBuf>>,
     /// The console's hub, while somebody watches.
@@ -77,6 +79,7 @@ impl VmHandle {
             bell: Notify::new(),
             machine: Mutex::new(None),
             open: Mutex::default(),
+            disks: tokio::sync::Mutex::default(),
             console_log: Mutex::default(),
             hub: crate::console::none(),
             estranged: AtomicBool::new(false),

@@ -17,7 +17,7 @@ use crate::images::image_ref;
 use crate::keep::Durable;
 use crate::machine_spec::{Parts, accelerator_back, machine_spec};
 use crate::ports::ports_check;
-use crate::record::Hardware;
+use crate::record::{Hardware, SavedDisks};
 use crate::vm_suspend::PROGRESS_EVERY;
 use crate::vm_task::{Outcome, Sight, VmTask};
 
@@ -29,6 +29,8 @@ impl VmTask {
             Err(fault) => return fault.into(),
         }
         self.vm = Some(Arc::clone(vm));
+        let handle = Arc::clone(&self.handle);
+        let _disks = handle.disks.lock().await;
         let run = self.new_run();
         // From here on no volume is deleted under the start.
         self.handle.open.lock().clone_from(&run.volumes);
@@ -70,7 +72,8 @@ impl VmTask {
     async fn prepare(&mut self, vm: &Arc<Vm>, task: &Task) -> Result<MachineSpec, Outcome> {
         let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
         let arrived = Arc::new(AtomicU64::new(0));
-        let ready = machine_for(&host, vm, self.record.hardware.clone(), self.record.saved, &arrived);
+        let saved = self.record.saved_disks.clone().filter(|_| self.record.saved);
+        let ready = machine_for(&host, vm, self.record.hardware.clone(), self.record.saved, saved, &arrived);
         let called_off = Self::called_off(&host, &handle, task);
         tokio::pin!(ready, called_off);
         let mut told = 0;
@@ -207,6 +210,7 @@ async fn machine_for(
     vm: &Vm,
     hardware: Option<Hardware>,
     restoring: bool,
+    saved_disks: Option<SavedDisks>,
     arrived: &Arc<AtomicU64>,
 ) -> Result<MachineSpec, Fault> {
     if host.config.check_ports {
@@ -215,7 +219,7 @@ async fn machine_for(
     let accelerator = accelerator_for(host, vm, hardware.as_ref().filter(|_| restoring)).await?;
     let mut disks = Vec::with_capacity(vm.spec.disks.len());
     for disk in &vm.spec.disks {
-        disks.push((disk.volume, host.volume_ready(disk.volume).await?));
+        disks.push(host.volume_ready(disk.volume).await?);
     }
     let mut files = [None, None, None];
     let boot = vm.spec.kernel.as_ref();
@@ -236,6 +240,7 @@ async fn machine_for(
         uefi_vars: host.vm_dir(vm.metadata.id.into()).join("uefi-vars.fd"),
         accelerator,
         hardware,
+        saved_disks,
     };
     machine_spec(vm, &parts).map_err(|error| fault::fault("machine_invalid", error.to_string()))
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::fault;
 use crate::host::within;
 use crate::keep::{Durable, blocking};
+use crate::record::SavedDisks;
 use crate::vm_task::{Outcome, Sight, VmTask};
 
 /// Between two words on how far a save is.
@@ -41,6 +42,7 @@ impl VmTask {
                 return other;
             }
         }
+        self.record.saved_disks = self.disks_now(&machine).await;
         self.record.saved = true;
         if let Err(fault) = self.persist(Durable::Host).await {
             self.record.saved = false;
@@ -57,6 +59,14 @@ impl VmTask {
         }
         self.sight = Sight::of(MachineState::Saved);
         Outcome::Done
+    }
+
+    /// Where the machine's disks are.
+    async fn disks_now(&self, machine: &Arc<dyn Machine>) -> Option<SavedDisks> {
+        let disks = within("asking QEMU for its disks", self.host.config.times.ask, machine.disks()).await;
+        let disks = disks.ok()?.ok()?;
+        let places = disks.into_iter().filter_map(|disk| Some((disk.id, disk.place?))).collect();
+        Some(SavedDisks { room: machine.facts().disk_places, places })
     }
 
     async fn save(&mut self, task: &Task, machine: &Arc<dyn Machine>, to: &std::path::Path) -> Outcome {

@@ -257,6 +257,8 @@ impl VmTask {
             VmAction::Resume => self.resume(vm, task).await,
             VmAction::Suspend => self.suspend(task).await,
             VmAction::Rebuild { volume } => self.rebuild(task, *volume).await,
+            VmAction::Attach { volume } => self.attach(vm, task, *volume).await,
+            VmAction::Detach { volume } => self.detach(task, *volume).await,
             VmAction::Delete => self.delete().await,
         }
     }

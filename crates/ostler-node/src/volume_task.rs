@@ -12,6 +12,7 @@ use std::time::Duration;
 use ostler_api::volume::{Volume, VolumePhase};
 use ostler_api::work::{Report, VolumeReport, VolumeState};
 use ostler_api::{ByteSize, Fault, VolumeId};
+use ostler_qemu::Machine;
 use ostler_storage::{Layer, NewVolume, StorageError, VolumeInfo, VolumeSource};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 use crate::fault;
 use crate::host::{Backoff, Host, within};
 use crate::images::image_ref;
+use crate::machine_spec::disk_id;
 use crate::record::VolumeRecord;
 use crate::vm_handle::Trust;
 
@@ -89,7 +91,9 @@ impl Host {
     /// A volume is placed here, new or changed.
     pub(crate) fn volume_want(self: &Arc<Self>, volume: Arc<Volume>, cloud: Uuid) {
         let entry = self.volumes.entry(volume.metadata.id.into(), None);
-        let work = volume.metadata.deleted.is_some()
+        let grows = volume.status.size.is_some_and(|size| size < volume.spec.size);
+        let work = grows
+            || volume.metadata.deleted.is_some()
             || matches!(volume.status.phase, VolumePhase::Creating | VolumePhase::Deleting);
         {
             let mut slot = entry.slot.lock();
@@ -134,6 +138,9 @@ impl Host {
         let since = entry.slot.lock().attempts;
         self.volume_make(&entry, since, false).await?;
         let what = format!("volume {id} cannot be opened");
+        // Nobody has it open: a snapshot that was cut off is finished before anything is written again.
+        let recovered = within(&what, self.config.times.pool, self.pool.recover(id.0)).await?;
+        recovered.map_err(|error| fault::storage_failed(&what, &error))?;
         let layers = within(&what, self.config.times.pool, self.pool.volume_layers(id.0)).await?;
         layers.map_err(|error| fault::storage_failed(&what, &error))
     }
@@ -175,7 +182,9 @@ impl Host {
                 {
                     // A failure was reported there; the control plane decides what follows.
                     let since = entry.slot.lock().attempts;
-                    let _ = self.volume_make(entry, since, true).await;
+                    if self.volume_make(entry, since, true).await.is_ok() {
+                        self.volume_grow(entry).await;
+                    }
                 }
                 Wanted::Placed { .. } => self.volume_delete(entry, true).await,
                 Wanted::Missing => self.volume_delete(entry, false).await,
@@ -220,7 +229,7 @@ impl Host {
         }
         match &result {
             Ok(info) if volume.status.phase != VolumePhase::Ready => {
-                self.volume_report(entry.id, VolumeState::Ready { used: ByteSize(info.used) });
+                self.volume_report(entry.id, ready(info));
             }
             Ok(_) => {}
             Err(fault) => {
@@ -255,9 +264,10 @@ impl Host {
                 fault::fault("volume_missing", message)
             })?
         } else {
-            let source = match &volume.spec.image {
-                None => VolumeSource::Blank,
-                Some(image) => {
+            let source = match (&volume.spec.snapshot, &volume.spec.image) {
+                (Some(from), _) => VolumeSource::Snapshot { snapshot: from.part },
+                (None, None) => VolumeSource::Blank,
+                (None, Some(image)) => {
                     let reference = image_ref(image);
                     self.image_ensure(&reference, &Arc::new(AtomicU64::new(0))).await?;
                     VolumeSource::Image { image: reference, virtual_size: image.virtual_size.bytes() }
@@ -268,6 +278,66 @@ impl Host {
         };
         self.volume_record(entry, record).await;
         Ok(info)
+    }
+
+    /// Makes a volume that is there as large as it is wanted: through its machine when one has it open, else in the pool.
+    async fn volume_grow(&self, entry: &Entry) {
+        let vm = self.vm_of(entry.id);
+        let _disks = match &vm {
+            Some(vm) => Some(vm.disks.lock().await),
+            None => None,
+        };
+        let _work = entry.work.lock().await;
+        let wanted = match &entry.slot.lock().wanted {
+            Wanted::Placed { volume, .. } if volume.metadata.deleted.is_none() => volume.spec.size,
+            Wanted::Placed { .. } | Wanted::Missing | Wanted::Unknown => return,
+        };
+        let now = match self.volume_now(entry.id).await {
+            Ok(now) if now.virtual_size < wanted.0 => now,
+            Ok(_) | Err(_) => return,
+        };
+        let machine = vm.as_ref().and_then(|vm| vm.machine.lock().clone());
+        let grown = match self.volume_grow_to(entry.id, machine.as_ref(), wanted).await {
+            Ok(()) => self.volume_now(entry.id).await,
+            Err(fault) => Err(fault),
+        };
+        match grown {
+            Ok(info) => self.volume_report(entry.id, ready(&info)),
+            Err(fault) => {
+                tracing::warn!(volume = %entry.id, code = fault.code, reason = fault.message, "not grown");
+                let size = self.volume_now(entry.id).await.map_or(now.virtual_size, |info| info.virtual_size);
+                self.volume_report(entry.id, VolumeState::NotGrown { size: ByteSize(size), fault });
+            }
+        }
+    }
+
+    async fn volume_now(&self, id: VolumeId) -> Result<VolumeInfo, Fault> {
+        let what = format!("looking for volume {id}");
+        let info = within(&what, self.config.times.pool, self.pool.volume_info(id.0)).await?;
+        let info = info.map_err(|error| fault::storage_failed(&what, &error))?;
+        info.ok_or_else(|| fault::fault("volume_missing", format!("volume {id} is not in this node's pool")))
+    }
+
+    async fn volume_grow_to(
+        &self,
+        id: VolumeId,
+        machine: Option<&Arc<dyn Machine>>,
+        size: ByteSize,
+    ) -> Result<(), Fault> {
+        let what = format!("growing volume {id} to {size}");
+        if let Some(machine) = machine
+            && self.has_disk(machine, id).await?
+        {
+            let disk = disk_id(id);
+            let resize = machine.disk_resize(&disk, size.0);
+            let done = within(&what, self.config.times.ask, resize).await?;
+            return done.map_err(|error| fault::machine_failed(&what, &error));
+        }
+        if self.volume_is_open(id) {
+            return Err(fault::unresponsive("it has the volume open and cannot be told its new size"));
+        }
+        let grown = within(&what, self.config.times.pool, self.pool.volume_grow(id.0, size.0)).await?;
+        grown.map(drop).map_err(|error| fault::storage_failed(&what, &error))
     }
 
     async fn volume_record(&self, entry: &Entry, record: VolumeRecord) {
@@ -323,6 +393,7 @@ impl Host {
         if let Err(error) = self.config.keep.volume_drop(entry.id).await {
             tracing::warn!(volume = %entry.id, %error, "the volume's record stays");
         }
+        self.collect().await;
         if answer {
             self.volume_report(entry.id, VolumeState::Gone);
         } else {
@@ -351,6 +422,10 @@ impl Host {
     fn volume_report(&self, volume: VolumeId, state: VolumeState) {
         self.outbox.put(Report::Volume(VolumeReport { volume, state }));
     }
+}
+
+fn ready(info: &VolumeInfo) -> VolumeState {
+    VolumeState::Ready { used: ByteSize(info.used), size: ByteSize(info.virtual_size) }
 }
 
 /// Whether nothing was put in meanwhile.

@@ -7,6 +7,7 @@ mod image;
 mod node;
 mod operation;
 mod project;
+mod snapshot;
 mod system;
 mod token;
 mod vm;
@@ -38,6 +39,7 @@ fn protected() -> OpenApiRouter<App> {
         .merge(vm_stream::router())
         .merge(image::router())
         .merge(volume::router())
+        .merge(snapshot::router())
         .merge(node::router())
         .merge(operation::router())
         .merge(event::router())

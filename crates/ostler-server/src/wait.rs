@@ -9,6 +9,7 @@ use http::header::ETAG;
 use ostler_api::image::{Image, ImagePhase};
 use ostler_api::node::{Node, NodePhase};
 use ostler_api::operation::{Accepted, Operation, OperationPhase};
+use ostler_api::snapshot::{Snapshot, SnapshotPhase};
 use ostler_api::vm::Vm;
 use ostler_api::vm_phase::VmPhase;
 use ostler_api::volume::{Volume, VolumePhase};
@@ -40,7 +41,7 @@ macro_rules! phased {
         }
     )+};
 }
-phased!(Vm => VmPhase, Image => ImagePhase, Volume => VolumePhase, Node => NodePhase, Operation => OperationPhase);
+phased!(Snapshot => SnapshotPhase, Vm => VmPhase, Image => ImagePhase, Volume => VolumePhase, Node => NodePhase, Operation => OperationPhase);
 
 /// What to wait for, and how long.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,6 +23,7 @@ mod operation;
 mod output;
 mod progress;
 mod session;
+mod snapshot;
 mod table;
 mod text;
 mod token;
@@ -102,6 +103,9 @@ pub(crate) enum Command {
     /// Disks of VMs
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Snapshots of VMs and volumes
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Machines that run VMs
     #[command(subcommand)]
     Node(node::Node),
@@ -149,6 +153,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Vm(command) => client(globals, async |session| vm::run(session, command).await),
         Command::Image(command) => client(globals, async |session| image::run(session, command).await),
         Command::Volume(command) => client(globals, async |session| volume::run(session, command).await),
+        Command::Snapshot(command) => client(globals, async |session| snapshot::run(session, command).await),
         Command::Node(node::Node::List(args)) => {
             client(globals, async |session| node::list(session, &args).await)
         }

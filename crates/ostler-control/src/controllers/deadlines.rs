@@ -1,4 +1,4 @@
-//! Deadlines: no VM stays in an `-ing` phase for ever.
+//! Deadlines: no VM and no snapshot stays in an `-ing` phase for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::cloud::Cloud;
 use crate::commit::Change;
 use crate::event::target;
 use crate::operation::{Step, advance};
+use crate::snapshot_report;
 use crate::vm_act::{drop_rebuild_volume, remove};
 
 /// Longest sleep: a clock that was set must not make deadlines pass unseen.
@@ -32,7 +33,7 @@ pub(super) async fn run(cloud: Arc<Cloud>, term: Term, stop: CancellationToken) 
             Some((deadline, id)) if deadline <= now => {
                 cloud.metrics.deadline_passed();
                 if let Err(error) = cloud.commit(|tables, change| expire(tables, change, term, id)).await {
-                    tracing::warn!(vm = %id, %error, internal = error.internal, "a deadline could not be written");
+                    tracing::warn!(%id, %error, internal = error.internal, "a deadline could not be written");
                     pause(&stop, RETRY).await;
                 }
             }
@@ -46,6 +47,13 @@ pub(super) async fn run(cloud: Arc<Cloud>, term: Term, stop: CancellationToken) 
 }
 
 fn expire(tables: &Tables, change: &mut Change, term: Term, id: Uuid) -> Result<(), ApiError> {
+    if let Some(snapshot) = tables.snapshots.get(id) {
+        if snapshot.status.deadline.is_some_and(|deadline| deadline <= Time::now()) {
+            term.fence(change);
+            return snapshot_report::expire(tables, change, snapshot);
+        }
+        return Ok(());
+    }
     let Some(old) = tables.vms.get(id) else { return Ok(()) };
     let Some(task) = old.status.task.as_ref().filter(|task| task.deadline <= Time::now()) else {
         return Ok(());

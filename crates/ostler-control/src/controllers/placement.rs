@@ -106,14 +106,25 @@ fn decide(cloud: &Cloud, batch: &[Uuid]) -> Vec<(Uuid, Result<Name, NoPlace>)> {
 
 fn need(tables: &Tables, vm: &Vm) -> Need {
     let disk = vm.spec.disks.iter().filter_map(|disk| tables.volumes.get(disk.volume.into()));
+    // What a node holds already is in its account.
+    let disk = disk.filter(|volume| volume.status.node.is_none());
     Need {
         cpus: vm.spec.cpus,
         memory: vm.spec.memory,
         disk: ByteSize(disk.map(|volume| volume.spec.size.0).sum()),
         accelerator: vm.spec.accelerator,
         selector: vm.spec.node_selector.clone(),
-        node: vm.spec.node.clone(),
+        // Disks that are somewhere already decide.
+        node: bound(tables, vm).or_else(|| vm.spec.node.clone()),
     }
+}
+
+/// The node that holds one of its disks, or what a disk is copied from.
+fn bound(tables: &Tables, vm: &Vm) -> Option<Name> {
+    vm.spec.disks.iter().filter_map(|disk| tables.volumes.get(disk.volume.into())).find_map(|volume| {
+        let from = volume.spec.snapshot.as_ref().and_then(|from| tables.snapshots.get(from.snapshot.into()));
+        volume.status.node.clone().or_else(|| from?.status.node.clone())
+    })
 }
 
 async fn write(cloud: &Cloud, term: Term, id: Uuid, node: &Name) -> Result<(), ApiError> {

@@ -1,6 +1,7 @@
 //! The services and controllers together, over a store in memory. Nodes are played by the tests.
 
 mod access;
+mod disks;
 mod image;
 mod node;
 mod vm;

@@ -151,12 +151,15 @@ impl Plane {
             let id = VolumeId::new();
             let mut metadata = Metadata::new(id.0, name("web-root"), Some(name("default")));
             metadata.revision = inner.bump();
-            let spec = VolumeSpec { size: ByteSize::mib(64), image, vm: None };
+            let spec =
+                VolumeSpec { size: ByteSize::mib(64), image, snapshot: None, vm: None, protected: false };
             let status = VolumeStatus {
                 phase: VolumePhase::Creating,
                 reason: None,
                 node: Some(name("n1")),
                 used: None,
+                size: None,
+                snapshot: None,
             };
             inner.volumes.insert(id, Volume { metadata, spec, status });
             inner.send_volume(id);
@@ -377,10 +380,15 @@ impl Inner {
             }
             VolumeState::Gone => return true,
             VolumeState::Ready { .. } if deleted => return true,
-            VolumeState::Ready { used } => {
+            VolumeState::Ready { used, size } => {
                 volume.status.used = Some(used);
+                volume.status.size = Some(size);
                 volume.status.phase = VolumePhase::Ready;
                 volume.status.reason = None;
+            }
+            VolumeState::NotGrown { size, .. } => {
+                volume.status.size = Some(size);
+                volume.spec.size = size;
             }
             VolumeState::Failed { fault } => {
                 volume.status.reason = Some(fault);

@@ -8,7 +8,7 @@ use http::StatusCode;
 use ostler_api::ByteSize;
 use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Accepted;
-use ostler_api::vm::{Vm, VmCreate, VmPatch};
+use ostler_api::vm::{DiskBus, Vm, VmCreate, VmPatch};
 use ostler_api::vm_action::SHUTDOWN_TIMEOUT_DEFAULT;
 use ostler_control::VmActionRequest;
 use serde::Deserialize;
@@ -37,6 +37,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(vm_shutdown))
         .routes(routes!(vm_reboot))
         .routes(routes!(vm_rebuild))
+        .routes(routes!(vm_attach))
+        .routes(routes!(vm_detach))
 }
 
 /// List or watch VMs
@@ -296,4 +298,58 @@ async fn vm_rebuild(
     body: Act<VmRebuild>,
 ) -> Result<Response, Failure> {
     act(ask, &vm, &query, body, |VmRebuild { image, disk }| VmActionRequest::Rebuild { image, disk }).await
+}
+
+/// A volume that becomes a disk.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct VmAttach {
+    /// Volume, by name or id.
+    volume: String,
+    #[serde(default = "virtio")]
+    bus: DiskBus,
+}
+
+const fn virtio() -> DiskBus {
+    DiskBus::Virtio
+}
+
+/// Attach a volume to a VM
+///
+/// Also while it runs. Errors: `invalid` when there is no such volume, `in_use` when another VM has it, `conflict` when it
+/// is on another node or cannot be plugged into a running machine.
+#[utoipa::path(post, path = "/v1/vms/{vm}/actions/attach", tag = "vms",
+    params(("vm" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = VmAttach, responses(
+    (status = 202, description = "Accepted, or nothing to do (no operation)", body = Accepted<Vm>), Problems))]
+async fn vm_attach(
+    ask: Ask,
+    Path(vm): Path<String>,
+    Params(query): Params<ScopeWait>,
+    body: Act<VmAttach>,
+) -> Result<Response, Failure> {
+    act(ask, &vm, &query, body, |VmAttach { volume, bus }| VmActionRequest::Attach { volume, bus }).await
+}
+
+/// A disk to take away.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct VmDetach {
+    /// Volume, by name or id.
+    volume: String,
+}
+
+/// Detach a volume from a VM
+///
+/// Of a running machine the guest has to let it go: unmount it there first. The volume stays. Errors: `conflict` when the VM does not
+/// have it or runs from it.
+#[utoipa::path(post, path = "/v1/vms/{vm}/actions/detach", tag = "vms",
+    params(("vm" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = VmDetach, responses(
+    (status = 202, description = "Accepted, or nothing to do (no operation)", body = Accepted<Vm>), Problems))]
+async fn vm_detach(
+    ask: Ask,
+    Path(vm): Path<String>,
+    Params(query): Params<ScopeWait>,
+    body: Act<VmDetach>,
+) -> Result<Response, Failure> {
+    act(ask, &vm, &query, body, |VmDetach { volume }| VmActionRequest::Detach { volume }).await
 }

@@ -5,24 +5,26 @@ use axum::response::Response;
 use http::StatusCode;
 use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Accepted;
-use ostler_api::volume::{Volume, VolumePatch};
+use ostler_api::ByteSize;
+use ostler_api::volume::{Volume, VolumeCreate, VolumePatch};
+use serde::Deserialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::ask::{Ask, IfMatchHeader, ScopeWait};
-use crate::extract::{IfMatch, Json, Params};
+use crate::ask::{Ask, IdempotencyHeader, IfMatchHeader, ScopeWait};
+use crate::extract::{Act, IfMatch, Json, Params, Submit};
 use crate::lines::list_or_watch;
 use crate::openapi::Problems;
 use crate::problem::Failure;
 use crate::wait;
 
 pub(super) fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(volume_list)).routes(routes!(
-        volume_show,
-        volume_patch,
-        volume_delete
-    ))
+    OpenApiRouter::new()
+        .routes(routes!(volume_list, volume_create))
+        .routes(routes!(volume_show, volume_patch, volume_delete))
+        .routes(routes!(volume_resize))
 }
 
 /// List or watch volumes
@@ -33,6 +35,48 @@ pub(super) fn router() -> OpenApiRouter<App> {
         content((List<Volume> = "application/json"), (WatchLine<Volume> = "application/jsonl"))), Problems))]
 async fn volume_list(ask: Ask, Params(params): Params<ListParams>) -> Result<Response, Failure> {
     list_or_watch::<Volume>(&ask.app, &ask.caller, &params).await
+}
+
+/// Create a volume
+///
+/// Blank, or a linked copy of an image or of a disk of a snapshot. Errors: `already_exists`, `invalid` with the field,
+/// `conflict` when the source cannot be used, `no_capacity` when no node has room.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", params(ScopeWait, IdempotencyHeader), request_body = VolumeCreate, responses(
+    (status = 201, description = "Accepted; its node makes it", body = Accepted<Volume>), Problems))]
+async fn volume_create(
+    ask: Ask,
+    Params(query): Params<ScopeWait>,
+    submit: Submit<VolumeCreate>,
+) -> Result<Response, Failure> {
+    let wait = query.wait::<Volume>()?;
+    let made = ask.cloud().volume_create(&ask.caller, query.project(), submit.body, submit.idempotency).await?;
+    wait::accepted(&ask.app, &ask.caller, StatusCode::CREATED, made, wait).await
+}
+
+/// How large a volume is to be.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct VolumeResize {
+    /// Bytes, a multiple of 512; not less than it has.
+    size: ByteSize,
+}
+
+/// Make a volume larger
+///
+/// Also while it is in use: the guest sees the new size. Errors: `invalid` when it would shrink, `conflict`.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/actions/resize", tag = "volumes",
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = VolumeResize, responses(
+    (status = 202, description = "Accepted, or nothing to do (no operation)", body = Accepted<Volume>), Problems))]
+async fn volume_resize(
+    ask: Ask,
+    Path(volume): Path<String>,
+    Params(query): Params<ScopeWait>,
+    act: Act<VolumeResize>,
+) -> Result<Response, Failure> {
+    let wait = query.wait::<Volume>()?;
+    let (size, key) = (act.body.size, act.idempotency);
+    let begun = ask.cloud().volume_resize(&ask.caller, query.project(), &volume, size, key).await?;
+    wait::accepted(&ask.app, &ask.caller, StatusCode::ACCEPTED, begun, wait).await
 }
 
 /// Show a volume
@@ -70,7 +114,7 @@ async fn volume_patch(
 
 /// Delete a volume
 ///
-/// Errors: `in_use` while a VM has it, `revision_mismatch`.
+/// Errors: `in_use` while a VM has it or it has snapshots, `conflict` while it is protected, `revision_mismatch`.
 #[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes",
     params(("volume" = String, Path, description = "Name or id"), ScopeWait, IfMatchHeader), responses(
     (status = 202, description = "Accepted", body = Accepted<Volume>), Problems))]

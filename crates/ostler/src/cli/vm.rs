@@ -1,6 +1,7 @@
 //! `ostler vm`: the life of a VM.
 
 mod act;
+mod clone;
 mod create;
 pub(crate) mod show;
 pub(crate) use show::label_text;
@@ -50,6 +51,9 @@ pub(crate) enum VmCommand {
     Suspend(act::NamesArgs),
     /// Give a VM a new root disk from an image; its identity stays, its old root disk is deleted
     Rebuild(act::RebuildArgs),
+    /// Make another VM out of a VM, also while it runs
+    #[command(after_help = clone::EXAMPLES)]
+    Clone(clone::CloneArgs),
     /// Give a VM another name
     Rename {
         /// Name or id
@@ -127,6 +131,7 @@ pub(crate) async fn run(session: &Session, command: VmCommand) -> Result<()> {
             act::each_vm(session, "suspend", &args, async |vm| client.vm_suspend(vm, None).await).await
         }
         VmCommand::Rebuild(args) => act::rebuild(session, args).await,
+        VmCommand::Clone(args) => clone::run(session, args).await,
         VmCommand::Rename { vm, new_name } => rename(session, &vm, new_name).await,
         VmCommand::Delete(args) => {
             let how = Delete { force: args.force, ..Delete::default() };

@@ -1,29 +1,64 @@
-//! `ostler volume`: the disks of VMs.
+//! `ostler volume`: the disks of VMs, and disks on their own.
 
 use clap::Subcommand;
 use ostler_api::list::ListParams;
-use ostler_api::volume::{Volume, VolumePhase};
-use ostler_api::{Fault, Time};
+use ostler_api::vm::DiskBus;
+use ostler_api::volume::{Volume, VolumeCreate, VolumePatch, VolumePhase};
+use ostler_api::{ByteSize, Fault, Name, Time};
 use ostler_client::Delete;
 
 use super::age::{age, moment_and_age};
-use super::args::{WaitArgs, words};
-use super::conclude::{Deed, Ends, each};
-use super::error::{Doing, Result};
+use super::args::{WaitArgs, labels, pair, words};
+use super::conclude::{Deed, Ends, conclude, each};
+use super::error::{CliError, Doing, Result};
 use super::filter::{self, ListArgs, ScopeArgs};
 use super::output::Show;
 use super::session::Session;
 use super::table::{Column, Fields, col, wide};
-use super::vm::label_text;
+use super::vm::{label_text, size};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
+    /// Create a volume
+    #[command(after_help = EXAMPLES)]
+    Create(CreateArgs),
     /// List volumes
     List(VolumeListArgs),
     /// Show a volume
     Show {
         /// Name or id
         volume: String,
+    },
+    /// Change a volume's name, labels or protection
+    Set(SetArgs),
+    /// Make a volume larger, also while it is in use
+    Resize {
+        /// Name or id
+        volume: String,
+        /// The new size, such as 20G; with a '+' that much more
+        #[arg(value_name = "[+]SIZE", allow_hyphen_values = true)]
+        size: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Attach a volume to a VM, also while it runs
+    Attach {
+        /// Name or id
+        volume: String,
+        /// Name or id of the VM
+        vm: String,
+        /// How it is attached; only virtio while the VM runs
+        #[arg(long, value_parser = words!(DiskBus), default_value = "virtio", value_name = "BUS")]
+        bus: DiskBus,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Detach a volume from its VM; unmount it in the guest first
+    Detach {
+        /// Name or id
+        volume: String,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Delete volumes that no VM has
     Delete {
@@ -33,6 +68,60 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ostler volume create data --size 20G --wait
+  ostler volume create copy --snapshot before-upgrade
+  ostler volume attach data web --wait";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Name of the new volume: a-z, 0-9 and '-'
+    name: Name,
+    /// Size, such as 20G; that of the image or the snapshot when not given
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    size: Option<ByteSize>,
+    /// Begin as a linked copy of this image
+    #[arg(long, value_name = "IMAGE", conflicts_with = "snapshot")]
+    image: Option<String>,
+    /// Begin as a linked copy of this snapshot
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    /// Which disk of the snapshot, by the name its volume had
+    #[arg(long, value_name = "VOLUME", requires = "snapshot")]
+    disk: Option<String>,
+    /// Only this node
+    #[arg(long, value_name = "NAME")]
+    node: Option<Name>,
+    /// Refuse to delete it until this is taken back
+    #[arg(long)]
+    protected: bool,
+    /// Label of the volume
+    #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true, args = ["new_name", "label", "no_labels", "protected"])]
+pub(crate) struct SetArgs {
+    /// Name or id
+    volume: String,
+    /// The new name
+    #[arg(long = "name", value_name = "NAME")]
+    new_name: Option<Name>,
+    /// Label; those given take the place of all there are
+    #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+    /// Take all labels away
+    #[arg(long, conflicts_with = "label")]
+    no_labels: bool,
+    /// Whether deleting it is refused
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    protected: Option<bool>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,6 +139,7 @@ pub(crate) struct VolumeListArgs {
 }
 
 pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result<()> {
+    let client = &session.client;
     match command {
         VolumeCommand::List(args) => {
             let params = ListParams {
@@ -65,6 +155,20 @@ pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result<()>
                 session.client.volume_get(&volume).await.doing(|| format!("cannot show volume {volume}"))?;
             session.out.one(&found)
         }
+        VolumeCommand::Create(args) => create(session, args).await,
+        VolumeCommand::Set(args) => set(session, args).await,
+        VolumeCommand::Resize { volume, size, wait } => resize(session, &volume, &size, &wait).await,
+        VolumeCommand::Attach { volume, vm, bus, wait } => {
+            let deed = Deed {
+                failure: format!("cannot attach volume {volume} to vm {vm}"),
+                title: format!("attach volume {volume} to vm {vm}"),
+                ends: Ends::Settled,
+            };
+            let begun = client.vm_attach(&vm, &volume, bus, None).await.doing(|| deed.failure.clone())?;
+            let vm = conclude(session, &deed, begun, &wait).await?;
+            session.out.changed(&[vm], true)
+        }
+        VolumeCommand::Detach { volume, wait } => detach(session, &volume, &wait).await,
         VolumeCommand::Delete { volumes, wait } => {
             let deed = |volume: &str| Deed::new("delete", "volume", volume, Ends::Gone);
             each(session, &volumes, &wait, deed, async |volume| {
@@ -73,6 +177,61 @@ pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result<()>
             .await
         }
     }
+}
+
+async fn create(session: &Session, args: CreateArgs) -> Result<()> {
+    let create = VolumeCreate {
+        name: args.name,
+        labels: labels(args.label),
+        size: args.size,
+        image: args.image,
+        snapshot: args.snapshot,
+        disk: args.disk,
+        node: args.node,
+        protected: args.protected,
+    };
+    let deed = Deed::new("create", "volume", create.name.as_str(), Ends::Settled);
+    let begun = session.client.volume_create(&create, None).await.doing(|| deed.failure.clone())?;
+    let volume = conclude(session, &deed, begun, &args.wait).await?;
+    session.out.changed(&[volume], true)
+}
+
+async fn set(session: &Session, args: SetArgs) -> Result<()> {
+    let new_labels = (args.no_labels || !args.label.is_empty()).then(|| labels(args.label));
+    let patch = VolumePatch { name: args.new_name, labels: new_labels, protected: args.protected };
+    let name = &args.volume;
+    let changed =
+        session.client.volume_patch(name, &patch, None).await.doing(|| format!("cannot change volume {name}"))?;
+    session.out.say(&format!("volume {} is changed", changed.metadata.name))?;
+    session.out.changed(&[changed], true)
+}
+
+async fn resize(session: &Session, name: &str, wanted: &str, wait: &WaitArgs) -> Result<()> {
+    let deed = Deed::new("resize", "volume", name, Ends::Settled);
+    let bad = |error: String| CliError::usage(format!("{wanted:?} is not a size: {error}"));
+    let size = match wanted.strip_prefix('+') {
+        None => size(wanted).map_err(bad)?,
+        Some(more) => {
+            let more = size(more).map_err(bad)?;
+            let now = session.client.volume_get(name).await.doing(|| deed.failure.clone())?.spec.size;
+            ByteSize(now.0.checked_add(more.0).ok_or_else(|| bad("it is too large".to_owned()))?)
+        }
+    };
+    let begun = session.client.volume_resize(name, size).await.doing(|| deed.failure.clone())?;
+    let volume = conclude(session, &deed, begun, wait).await?;
+    session.out.changed(&[volume], true)
+}
+
+async fn detach(session: &Session, name: &str, wait: &WaitArgs) -> Result<()> {
+    let deed = Deed::new("detach", "volume", name, Ends::Settled);
+    let volume = session.client.volume_get(name).await.doing(|| deed.failure.clone())?;
+    let Some(vm) = volume.spec.vm else {
+        session.out.say(&format!("volume {} is attached to no vm", volume.metadata.name))?;
+        return session.out.changed(&[volume], true);
+    };
+    let begun = session.client.vm_detach(&vm.to_string(), name, None).await.doing(|| deed.failure.clone())?;
+    let vm = conclude(session, &deed, begun, wait).await?;
+    session.out.changed(&[vm], true)
 }
 
 impl Show for Volume {
@@ -122,7 +281,13 @@ impl Show for Volume {
             .maybe("Used", self.status.used)
             .maybe("Node", self.status.node.as_ref())
             .maybe("Image", self.spec.image.as_ref().map(|image| image.image))
-            .maybe("VM", self.spec.vm);
+            .maybe("Copy of", self.spec.snapshot.as_ref().map(|from| format!("snapshot {}", from.snapshot)))
+            .maybe("VM", self.spec.vm)
+            .maybe("Stands on", self.status.snapshot.map(|snapshot| format!("snapshot {snapshot}")))
+            .maybe("Protected", self.spec.protected.then_some("yes"));
+        if let Some(now) = self.status.size.filter(|now| *now < self.spec.size) {
+            fields.field("Size now", now.to_string());
+        }
         fields
     }
 
@@ -132,7 +297,9 @@ impl Show for Volume {
 
     fn settled(&self) -> bool {
         match self.status.phase {
-            VolumePhase::Ready | VolumePhase::Error => true,
+            // While it grows it is not what was asked for.
+            VolumePhase::Ready => self.status.size.is_none_or(|now| now >= self.spec.size),
+            VolumePhase::Error => true,
             VolumePhase::Pending | VolumePhase::Creating | VolumePhase::Deleting => false,
         }
     }

@@ -25,6 +25,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
 
+    /// Snapshot whose disks the VM gets, as linked copies
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["image", "disk"])]
+    snapshot: Option<String>,
+
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, value_name = "N")]
     cpus: u32,
@@ -105,6 +109,7 @@ impl CreateArgs {
             cpus: self.cpus,
             memory: self.memory,
             image: self.image,
+            snapshot: self.snapshot,
             disk: self.disk,
             disk_bus: self.disk_bus,
             kernel: self.kernel,
