@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ostler_qemu::args::{FIRST_FD, HostFacts, HotPlug, LaunchPlan, plan, validate};
+use ostler_qemu::args::{FIRST_FD, HostFacts, LaunchPlan, Limits, plan, validate};
 use ostler_qemu::*;
 use uuid::Uuid;
 
@@ -105,7 +105,7 @@ fn show(spec: &MachineSpec, restore: bool) -> String {
         tcg_tb_size_mib: 64,
         restore,
     };
-    let LaunchPlan { args, inherit, hotplug } = plan(spec, &facts);
+    let LaunchPlan { args, inherit, limits } = plan(spec, &facts);
     let mut text = String::new();
     for arg in args {
         let arg = arg.into_string().unwrap();
@@ -117,23 +117,8 @@ fn show(spec: &MachineSpec, restore: bool) -> String {
     for (fd, source) in (FIRST_FD..).zip(inherit) {
         writeln!(text, "{fd} {source:?}").unwrap();
     }
-    text += "\nplugged in\n";
-    for step in hotplug {
-        match step {
-            HotPlug::Blockdev { node, .. } => {
-                writeln!(text, "blockdev-add {}", serde_json::to_string(&node).unwrap())
-            }
-            HotPlug::Netdev { netdev } => {
-                writeln!(text, "netdev_add {}", serde_json::to_string(&netdev).unwrap())
-            }
-            HotPlug::Limits { throttle, .. } => {
-                writeln!(text, "block_set_io_throttle {}", serde_json::to_string(&throttle).unwrap())
-            }
-            HotPlug::Device(device) => {
-                writeln!(text, "device_add {}", serde_json::to_string(&device).unwrap())
-            }
-        }
-        .unwrap();
+    for Limits { throttle, .. } in limits {
+        writeln!(text, "\nblock_set_io_throttle {}", serde_json::to_string(&throttle).unwrap()).unwrap();
     }
     text
 }

@@ -223,7 +223,7 @@ async fn the_console_talks_and_is_logged() {
     machine.console().await.unwrap().write_all(b"A").await.unwrap();
     eventually("the log goes on", || console_text(&machine) == "B").await;
     let traffic = std::fs::read_to_string(host.machine_dir(machine.id()).join("qmp.log")).unwrap();
-    assert!(traffic.contains("device_add") && traffic.contains("RESUME"), "{traffic}");
+    assert!(traffic.contains("qmp_capabilities") && traffic.contains("RESUME"), "{traffic}");
 }
 
 #[tokio::test]

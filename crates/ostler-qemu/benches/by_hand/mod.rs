@@ -1,5 +1,5 @@
-//! A machine started by hand: the plan's own arguments with the descriptors replaced by what a person would write and
-//! everything on the command line, spawned, and let go over QMP. What our starts are measured against.
+//! A machine started by hand: the plan's own arguments with the descriptors replaced by what a person would write,
+//! spawned, and let go over QMP. What our starts are measured against.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ostler_qemu::MachineSpec;
-use ostler_qemu::args::{FIRST_FD, FdUse, HostFacts, HotPlug, plan};
+use ostler_qemu::args::{FIRST_FD, FdUse, HostFacts, plan};
 
 /// The command line of `spec`, with its sockets in `dir`.
 pub(crate) fn command_line(spec: &MachineSpec, dir: &Path) -> Vec<OsString> {
@@ -40,28 +40,18 @@ pub(crate) fn command_line(spec: &MachineSpec, dir: &Path) -> Vec<OsString> {
                 let path = dir.join(format!("{socket}.sock"));
                 args.extend([arg, format!("socket,id={socket},path={},server=on,wait=off", path.display())]);
             }
-            _ => args.push(arg),
-        }
-    }
-    for step in plan.hotplug {
-        match step {
-            HotPlug::Blockdev { node, .. } => {
-                let mut node = json(&node);
+            "-blockdev" => {
+                let mut node = planned.next().unwrap();
                 for (set, path) in &sets {
                     node = node.replace(&format!("\"{set}\""), &format!("\"{path}\""));
                 }
-                args.extend(["-blockdev".into(), node]);
+                args.extend([arg, node]);
             }
-            HotPlug::Netdev { netdev } => args.extend(["-netdev".into(), json(&netdev)]),
-            HotPlug::Limits { .. } => unreachable!("the benchmark's disks have no limits"),
-            HotPlug::Device(device) => args.extend(["-device".into(), json(&device)]),
+            _ => args.push(arg),
         }
     }
+    assert!(plan.limits.is_empty(), "the benchmark's disks have no limits");
     args.into_iter().map(OsString::from).collect()
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).unwrap()
 }
 
 /// A QEMU that runs its guest.

@@ -22,6 +22,6 @@ pub(crate) use disks::{
 pub use escape::escape_commas;
 pub(crate) use layout::{DISK_PORT, disk_at_slot, disk_places};
 pub(crate) use plan::FIRST_DISK_SET;
-pub use plan::{FIRST_FD, FdUse, HostFacts, HotPlug, LaunchPlan, plan};
+pub use plan::{FIRST_FD, FdUse, HostFacts, LaunchPlan, Limits, plan};
 pub use validate::validate;
 pub(crate) use validate::{hot_disk, limits, new_layer};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde::Serialize;
 
-use super::devices::{BlockNode, Device, Netdev, NetdevString, NicProperties, Throttle};
+use super::devices::{Device, Netdev, NetdevString, NicProperties, Throttle};
 use super::disks::{
     SCSI_CONTROLLER, disk_node, firmware_node, hot_device, ide_device, is_ata, made_places, places, throttle,
     throttled_device,
@@ -54,14 +54,11 @@ pub enum FdUse {
     },
 }
 
-/// A step over QMP before the virtual CPUs run. The descriptors that it names are inherited: passed over the socket, each
-/// would cost a turn of its own.
+/// What limits a disk has from the start; set over QMP before the virtual CPUs run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HotPlug {
-    Blockdev { disk: usize, node: BlockNode },
-    Netdev { netdev: Netdev },
-    Device(Device),
-    Limits { disk: usize, throttle: Throttle },
+pub struct Limits {
+    pub disk: usize,
+    pub throttle: Throttle,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,13 +67,13 @@ pub struct LaunchPlan {
     pub args: Vec<OsString>,
     /// The nth becomes descriptor `FIRST_FD + n` of QEMU.
     pub inherit: Vec<FdUse>,
-    pub hotplug: Vec<HotPlug>,
+    pub limits: Vec<Limits>,
 }
 
 /// Computes the plan of a machine that [`super::validate()`] has passed.
 pub fn plan(spec: &MachineSpec, host: &HostFacts) -> LaunchPlan {
     let mut builder =
-        Builder { spec, plan: LaunchPlan { args: Vec::new(), inherit: Vec::new(), hotplug: Vec::new() } };
+        Builder { spec, plan: LaunchPlan { args: Vec::new(), inherit: Vec::new(), limits: Vec::new() } };
     builder.inherit(FdUse::Lock);
     builder.process(host);
     builder.machine(host);
@@ -116,7 +113,7 @@ impl Builder<'_> {
         self.arg("-add-fd", format!("fd={fd},set={set}"));
     }
 
-    fn hot_pluggable(&self) -> bool {
+    fn has_pci(&self) -> bool {
         match self.spec.machine {
             MachineType::Q35 | MachineType::I440fx => true,
             MachineType::Microvm => false,
@@ -227,7 +224,7 @@ impl Builder<'_> {
         let spec = self.spec;
         let machine = spec.machine;
         let at = |device| layout::fixed(machine, device);
-        let pci = self.hot_pluggable();
+        let pci = self.has_pci();
         if machine == MachineType::Q35 {
             for port in layout::root_ports(made_places(spec).virtio.into(), spec.nics.len()) {
                 self.json("-device", &port);
@@ -271,7 +268,6 @@ impl Builder<'_> {
         let places = places(&spec.disks);
         let (mut ata, mut set) = (0, FIRST_DISK_SET);
         for (number, disk) in spec.disks.iter().enumerate() {
-            let hot = !is_ata(disk.bus) && self.hot_pluggable();
             let first_set = set;
             for layer in 0..disk.layers.len() {
                 self.inherit_set(set, FdUse::DiskLayer { disk: number, layer });
@@ -284,24 +280,17 @@ impl Builder<'_> {
                 hot_device(spec.machine, disk, places[number])
             };
             ata += usize::from(is_ata(disk.bus));
-            if hot {
-                self.plan.hotplug.push(HotPlug::Blockdev { disk: number, node });
-                self.plan.hotplug.push(HotPlug::Device(device));
-            } else {
-                self.json("-blockdev", &node);
-                self.json("-device", &device);
-            }
+            self.json("-blockdev", &node);
+            self.json("-device", &device);
             if !disk.limits.is_none() {
                 let device = throttled_device(spec.machine, disk);
-                self.plan
-                    .hotplug
-                    .push(HotPlug::Limits { disk: number, throttle: throttle(device, &disk.limits) });
+                let throttle = throttle(device, &disk.limits);
+                self.plan.limits.push(Limits { disk: number, throttle });
             }
         }
     }
 
     fn nics(&mut self) {
-        let hot = self.hot_pluggable();
         for (number, nic) in self.spec.nics.iter().enumerate() {
             let netdev = match &nic.backend {
                 NicBackend::User { forwards, hostname } => Netdev::User {
@@ -323,13 +312,8 @@ impl Builder<'_> {
                 }
             };
             let device = nic_device(self.spec.machine, nic, number);
-            if hot {
-                self.plan.hotplug.push(HotPlug::Netdev { netdev });
-                self.plan.hotplug.push(HotPlug::Device(device));
-            } else {
-                self.json("-netdev", &netdev);
-                self.json("-device", &device);
-            }
+            self.json("-netdev", &netdev);
+            self.json("-device", &device);
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
+use crate::args::names::{device, layer_node};
+use crate::disk::DiskSpec;
 use crate::error::{QmpError, StartError};
 use crate::machine::ExitReason;
 use crate::spec::{MachineSpec, NicBackend, PortForward, PortProtocol};
@@ -11,7 +13,6 @@ use crate::spec::{MachineSpec, NicBackend, PortForward, PortProtocol};
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Stage {
     Disk(usize),
-    Nic,
     Other,
 }
 
@@ -20,10 +21,6 @@ pub(super) fn refused(spec: &MachineSpec, stage: Stage, source: QmpError, last_w
     let QmpError::Refused { desc, .. } = &source else { return StartError::Qmp { source, last_words } };
     match stage {
         Stage::Disk(disk) => StartError::BadImage { disk: spec.disks[disk].id.clone(), reason: desc.clone() },
-        Stage::Nic => match blamed_forward(spec, desc) {
-            Some(forward) => port_in_use(forward),
-            None => StartError::Qmp { source, last_words },
-        },
         Stage::Other => StartError::Qmp { source, last_words },
     }
 }
@@ -42,6 +39,9 @@ pub(super) fn died(
     if let Some(forward) = blamed_forward(spec, &last_words) {
         return port_in_use(forward);
     }
+    if let Some((disk, reason)) = blamed_disk(spec, &last_words) {
+        return StartError::BadImage { disk: disk.id.clone(), reason };
+    }
     if restoring && (says("load of migration failed") || says("migration")) {
         return StartError::BadState { last_words };
     }
@@ -55,6 +55,19 @@ pub(super) fn describe(reason: ExitReason) -> String {
         ExitReason::Signal(signal) => format!("signal {signal}"),
         ExitReason::Unknown => "exit status unknown".into(),
     }
+}
+
+/// The disk that QEMU's "-blockdev {…}: Image is not in qcow2 format" is about, and the reason.
+fn blamed_disk<'a>(spec: &'a MachineSpec, words: &str) -> Option<(&'a DiskSpec, String)> {
+    words.lines().find_map(|line| {
+        let (_, option) = line.split_once("-blockdev ").or_else(|| line.split_once("-device "))?;
+        let (json, reason) = option.rsplit_once("}: ")?;
+        let is_of = |disk: &&DiskSpec| {
+            let names = [layer_node(disk, 0), device(&disk.id)];
+            names.iter().any(|name| json.contains(&format!("\"{name}\"")))
+        };
+        spec.disks.iter().find(is_of).map(|disk| (disk, reason.trim().to_owned()))
+    })
 }
 
 /// The forward that QEMU's "Could not set up host forwarding rule 'tcp:127.0.0.1:2222-:22'" is about.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::probe::Capabilities;
 use super::users::Users;
-use crate::args::{FdUse, HostFacts, HotPlug, made_places, plan};
+use crate::args::{FdUse, HostFacts, Limits, made_places, plan};
 use crate::config::QemuConfig;
 use crate::error::{Error, StartError};
 use crate::firmware;
@@ -41,7 +41,7 @@ pub(super) struct Launched {
     pub(super) pidfd: Pidfd,
     /// Connected; QEMU accepts it when it gets there.
     pub(super) qmp: UnixStream,
-    pub(super) hotplug: Vec<HotPlug>,
+    pub(super) limits: Vec<Limits>,
     pub(super) restore_from: Option<Arc<OwnedFd>>,
 }
 
@@ -156,7 +156,7 @@ fn launch_locked(
         record,
         pidfd,
         qmp,
-        hotplug: plan.hotplug,
+        limits: plan.limits,
         restore_from: restore_from.map(Arc::new),
     })
 }

@@ -66,7 +66,7 @@ impl QemuMachine {
         launched: Launched,
         patience: Patience,
     ) -> io::Result<(Arc<Self>, Pending<QmpCapabilities>)> {
-        let Launched { dir, record, pidfd, qmp, hotplug: _, restore_from: _ } = launched;
+        let Launched { dir, record, pidfd, qmp, limits: _, restore_from: _ } = launched;
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let (signals, _) = broadcast::channel(EVENTS_KEPT);
         let announce = events.clone();

@@ -61,7 +61,7 @@ pub(super) async fn adopt(config: &QemuConfig, dir: RunDir, pidfd: Pidfd) -> Ado
         Ok(stream) => stream,
         Err(error) => return Adopted::Unresponsive(format!("its monitor cannot be reached: {error}")),
     };
-    let launched = Launched { dir: dir.clone(), record, pidfd, qmp, hotplug: Vec::new(), restore_from: None };
+    let launched = Launched { dir: dir.clone(), record, pidfd, qmp, limits: Vec::new(), restore_from: None };
     let (machine, ready) = match QemuMachine::new(config, launched, Patience::WhileWanted) {
         Ok(made) => made,
         Err(error) => return Adopted::Unresponsive(format!("its monitor cannot be used: {error}")),

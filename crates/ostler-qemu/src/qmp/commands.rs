@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::block::{BlockNodeInfo, DriveInfo, FdSet, JobInfo, ObjectInfo, TransactionAction};
-use crate::args::{BlockNode, Device, Netdev, Throttle};
+use crate::args::{BlockNode, Device, Throttle};
 
 /// The serialised value is the command's `arguments`.
 pub trait Command: Serialize {
@@ -125,16 +125,6 @@ pub struct BlockdevAdd(pub BlockNode);
 
 impl Command for BlockdevAdd {
     const NAME: &'static str = "blockdev-add";
-    type Reply = Done;
-}
-
-/// `netdev_add`.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
-pub struct NetdevAdd(pub Netdev);
-
-impl Command for NetdevAdd {
-    const NAME: &'static str = "netdev_add";
     type Reply = Done;
 }
 
