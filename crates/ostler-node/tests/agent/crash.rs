@@ -1,9 +1,11 @@
 //! Drivers and control plane that count the agent's calls and, at a chosen one, are its last: from then on nothing
 //! answers, and the test kills the agent. Before the call it had no effect, after it it had.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ostler_api::node::NodeRegister;
@@ -12,7 +14,8 @@ use ostler_api::{Name, StreamId};
 use ostler_node::{ControlPlane, PlaneError, Wire, WorkStream};
 use ostler_qemu::*;
 use ostler_storage::{
-    ImageRef, ImageSource, Layer, NewVolume, Pool, PoolKind, PoolUsage, StorageError, VolumeInfo,
+    Audit, CheckReport, ImageRef, ImageSource, Layer, Merge, NewVolume, Pool, PoolKind, PoolUsage, SimPool,
+    SnapshotInfo, SnapshotPlan, StorageError, VolumeInfo, Work,
 };
 use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
@@ -41,6 +44,8 @@ pub(crate) struct Counts {
     pub(crate) starts: AtomicUsize,
     pub(crate) resets: AtomicUsize,
     pub(crate) presses: AtomicUsize,
+    pub(crate) merges: AtomicUsize,
+    pub(crate) live_merges: AtomicUsize,
 }
 
 impl Life {
@@ -86,20 +91,56 @@ pub(crate) struct Mortal<T> {
     pub(crate) life: Arc<Life>,
 }
 
-impl Mortal<SimHypervisor> {
+/// The machines of a host and the pool that their disks are in. A simulated machine knows nothing of the pool; a real one
+/// writes into its files what it has merged.
+#[derive(Debug)]
+pub(crate) struct Metal {
+    pub(crate) machines: SimHypervisor,
+    pub(crate) pool: SimPool,
+}
+
+#[derive(Debug)]
+struct Wired {
+    machine: Arc<dyn Machine>,
+    pool: SimPool,
+}
+
+impl Wired {
+    /// The layer of this name, and those that the pool could merge.
+    async fn merges(&self) -> Vec<Merge> {
+        self.pool.merge_candidates().await.unwrap()
+    }
+
+    /// All that lies between a layer and one further down goes into the upper one.
+    async fn merge_down(&self, child: &str, base: Option<&str>) {
+        while let Some(merge) = self.merges().await.into_iter().find(|merge| tail(merge.into_child) == child)
+            && base != Some(&tail(merge.layer))
+        {
+            self.pool.merge(merge.layer, merge.into_child, &Work::default()).await.unwrap();
+        }
+    }
+}
+
+/// As the agent names layers.
+pub(crate) fn tail(layer: Uuid) -> String {
+    layer.simple().to_string().split_off(20)
+}
+
+impl Mortal<Metal> {
     fn wrap(&self, machine: Arc<dyn Machine>) -> Arc<dyn Machine> {
-        Arc::new(Mortal { inner: machine, life: Arc::clone(&self.life) })
+        let inner = Wired { machine, pool: self.inner.pool.clone() };
+        Arc::new(Mortal { inner, life: Arc::clone(&self.life) })
     }
 }
 
 #[async_trait]
-impl Hypervisor for Mortal<SimHypervisor> {
+impl Hypervisor for Mortal<Metal> {
     async fn probe(&self) -> HostProbe {
-        self.inner.probe().await
+        self.inner.machines.probe().await
     }
     async fn start(&self, spec: MachineSpec, opts: StartOptions) -> Result<Arc<dyn Machine>, StartError> {
         let start = async {
-            let started = self.inner.start(spec, opts).await;
+            let started = self.inner.machines.start(spec, opts).await;
             if started.is_ok() {
                 self.life.counts.starts.fetch_add(1, Ordering::Relaxed);
             }
@@ -108,7 +149,7 @@ impl Hypervisor for Mortal<SimHypervisor> {
         self.life.call(start).await.map(|machine| self.wrap(machine))
     }
     async fn survey(&self) -> Result<Vec<Survey>> {
-        let found = self.life.call(self.inner.survey()).await?;
+        let found = self.life.call(self.inner.machines.survey()).await?;
         let wrap = |found| match found {
             Survey::Running(machine) => Survey::Running(self.wrap(machine)),
             other => other,
@@ -116,70 +157,135 @@ impl Hypervisor for Mortal<SimHypervisor> {
         Ok(found.into_iter().map(wrap).collect())
     }
     async fn forget(&self, id: Uuid) -> Result<()> {
-        self.life.call(self.inner.forget(id)).await
+        self.life.call(self.inner.machines.forget(id)).await
     }
     async fn kill(&self, id: Uuid) -> Result<()> {
-        self.life.call(self.inner.kill(id)).await
+        self.life.call(self.inner.machines.kill(id)).await
     }
 }
 
 #[async_trait]
-impl Machine for Mortal<Arc<dyn Machine>> {
+impl Machine for Mortal<Wired> {
     fn id(&self) -> Uuid {
-        self.inner.id()
+        self.inner.machine.id()
     }
     fn facts(&self) -> MachineFacts {
-        self.inner.facts()
+        self.inner.machine.facts()
     }
     async fn state(&self) -> Result<RunState, QmpError> {
-        self.life.call(self.inner.state()).await
+        self.life.call(self.inner.machine.state()).await
     }
     fn events(&self) -> broadcast::Receiver<MachineEvent> {
-        self.inner.events()
+        self.inner.machine.events()
     }
     async fn pause(&self) -> Result<()> {
-        self.life.call(self.inner.pause()).await
+        self.life.call(self.inner.machine.pause()).await
     }
     async fn resume(&self) -> Result<()> {
-        self.life.call(self.inner.resume()).await
+        self.life.call(self.inner.machine.resume()).await
     }
     async fn reset(&self) -> Result<()> {
         let reset = async {
             self.life.counts.resets.fetch_add(1, Ordering::Relaxed);
-            self.inner.reset().await
+            self.inner.machine.reset().await
         };
         self.life.call(reset).await
     }
     async fn powerdown(&self) -> Result<()> {
         self.life.counts.presses.fetch_add(1, Ordering::Relaxed);
-        self.life.call(self.inner.powerdown()).await
+        self.life.call(self.inner.machine.powerdown()).await
     }
     async fn save(&self, to: &Path, progress: watch::Sender<Progress>) -> Result<()> {
-        self.life.call(self.inner.save(to, progress)).await
+        self.life.call(self.inner.machine.save(to, progress)).await
     }
     async fn quit(&self) -> Result<()> {
-        self.life.call(self.inner.quit()).await
+        self.life.call(self.inner.machine.quit()).await
     }
     async fn exited(&self) -> ExitReport {
-        self.inner.exited().await
+        self.inner.machine.exited().await
     }
     async fn console(&self) -> Result<UnixStream> {
-        self.inner.console().await
+        self.inner.machine.console().await
     }
     async fn vnc(&self) -> Result<UnixStream> {
-        self.inner.vnc().await
+        self.inner.machine.vnc().await
     }
     fn console_log(&self) -> PathBuf {
-        self.inner.console_log()
+        self.inner.machine.console_log()
     }
     async fn rotate_console_log(&self, limit: u64) -> Result<()> {
-        self.inner.rotate_console_log(limit).await
+        self.inner.machine.rotate_console_log(limit).await
     }
     async fn set_balloon(&self, bytes: u64) -> Result<()> {
-        self.inner.set_balloon(bytes).await
+        self.inner.machine.set_balloon(bytes).await
     }
     async fn balloon(&self) -> Result<u64> {
-        self.inner.balloon().await
+        self.inner.machine.balloon().await
+    }
+    async fn disks(&self) -> Result<Vec<DiskState>> {
+        self.life.call(self.inner.machine.disks()).await
+    }
+    async fn disk_attach(&self, disk: DiskSpec) -> Result<()> {
+        self.life.call(self.inner.machine.disk_attach(disk)).await
+    }
+    async fn disk_detach(&self, id: &str, patience: Duration) -> Result<()> {
+        self.life.call(self.inner.machine.disk_detach(id, patience)).await
+    }
+    async fn disk_resize(&self, id: &str, bytes: u64) -> Result<()> {
+        let resized = async {
+            self.inner.machine.disk_resize(id, bytes).await?;
+            for volume in self.inner.pool.volume_list().await.unwrap() {
+                if id == format!("v{}", tail(volume)) {
+                    self.inner.pool.volume_grow(volume, bytes).await.unwrap();
+                }
+            }
+            Ok(())
+        };
+        self.life.call(resized).await
+    }
+    async fn disk_limits(&self, id: &str, limits: DiskLimits) -> Result<()> {
+        self.life.call(self.inner.machine.disk_limits(id, limits)).await
+    }
+    async fn disks_snapshot(&self, disks: Vec<SnapshotDisk>) -> Result<Duration> {
+        self.life.call(self.inner.machine.disks_snapshot(disks)).await
+    }
+    async fn disk_stream(
+        &self,
+        id: &str,
+        stream: Stream,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let streamed = async {
+            let base = stream.base.as_ref().map(|base| base.layer.clone());
+            self.inner.machine.disk_stream(id, stream, progress, cancel).await?;
+            self.life.counts.live_merges.fetch_add(1, Ordering::Relaxed);
+            let disks = self.inner.machine.disks().await?;
+            let top = disks.into_iter().find(|disk| disk.id == id).and_then(|disk| disk.top).unwrap();
+            self.inner.merge_down(&top, base.as_deref()).await;
+            Ok(())
+        };
+        self.life.call(streamed).await
+    }
+    async fn disk_commit(
+        &self,
+        id: &str,
+        commit: Commit,
+        progress: watch::Sender<Progress>,
+        cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let committed = async {
+            let into = commit.into.name.clone();
+            let layer = commit.layer.clone();
+            self.inner.machine.disk_commit(id, commit, progress, cancel).await?;
+            self.life.counts.live_merges.fetch_add(1, Ordering::Relaxed);
+            let merges = self.inner.merges().await;
+            let above = merges.into_iter().find(|merge| tail(merge.layer) == layer).unwrap();
+            // The layer that goes is the upper one; to the tree it comes to the same with the ids the other way round.
+            self.inner.merge_down(&tail(above.into_child), into.as_deref()).await;
+            Ok(())
+        };
+        self.life.call(committed).await
     }
 }
 
@@ -217,6 +323,59 @@ impl<P: Pool> Pool for Mortal<P> {
     }
     async fn volume_list(&self) -> Result<Vec<Uuid>, StorageError> {
         self.inner.volume_list().await
+    }
+    async fn volume_grow(&self, id: Uuid, size: u64) -> Result<VolumeInfo, StorageError> {
+        self.life.call(self.inner.volume_grow(id, size)).await
+    }
+    async fn volume_check(&self, id: Uuid, repair: bool, work: &Work) -> Result<CheckReport, StorageError> {
+        self.life.call(self.inner.volume_check(id, repair, work)).await
+    }
+    async fn flatten(&self, volume: Uuid, work: &Work) -> Result<(), StorageError> {
+        self.life.call(self.inner.flatten(volume, work)).await
+    }
+    async fn snapshot_prepare(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        new_layer: Uuid,
+    ) -> Result<SnapshotPlan, StorageError> {
+        self.life.call(self.inner.snapshot_prepare(volume, snapshot, new_layer)).await
+    }
+    async fn snapshot_commit(&self, volume: Uuid, snapshot: Uuid) -> Result<(), StorageError> {
+        self.life.call(self.inner.snapshot_commit(volume, snapshot)).await
+    }
+    async fn snapshot_abort(&self, volume: Uuid, snapshot: Uuid) -> Result<(), StorageError> {
+        self.life.call(self.inner.snapshot_abort(volume, snapshot)).await
+    }
+    async fn recover(&self, volume: Uuid) -> Result<Vec<Uuid>, StorageError> {
+        self.life.call(self.inner.recover(volume)).await
+    }
+    async fn snapshot_revert(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        new_layer: Uuid,
+    ) -> Result<VolumeInfo, StorageError> {
+        self.life.call(self.inner.snapshot_revert(volume, snapshot, new_layer)).await
+    }
+    async fn snapshot_delete(&self, snapshot: Uuid) -> Result<(), StorageError> {
+        self.life.call(self.inner.snapshot_delete(snapshot)).await
+    }
+    async fn snapshot_list(&self) -> Result<Vec<SnapshotInfo>, StorageError> {
+        self.life.call(self.inner.snapshot_list()).await
+    }
+    async fn collect(&self, in_use: &HashSet<Uuid>) -> Result<Vec<Uuid>, StorageError> {
+        self.life.call(self.inner.collect(in_use)).await
+    }
+    async fn merge_candidates(&self) -> Result<Vec<Merge>, StorageError> {
+        self.life.call(self.inner.merge_candidates()).await
+    }
+    async fn merge(&self, layer: Uuid, child: Uuid, work: &Work) -> Result<(), StorageError> {
+        self.life.counts.merges.fetch_add(1, Ordering::Relaxed);
+        self.life.call(self.inner.merge(layer, child, work)).await
+    }
+    async fn audit(&self) -> Result<Audit, StorageError> {
+        self.life.call(self.inner.audit()).await
     }
 }
 

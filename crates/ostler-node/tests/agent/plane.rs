@@ -11,12 +11,17 @@ use futures::StreamExt;
 use ostler_api::image::{ImageFormat, ImageUse};
 use ostler_api::metadata::Metadata;
 use ostler_api::node::NodeRegister;
+use ostler_api::snapshot::{
+    Snapshot, SnapshotDisk, SnapshotPhase, SnapshotRevert, SnapshotSpec, SnapshotStatus,
+};
 use ostler_api::vm::*;
 use ostler_api::vm_action::{VmAction, VmTask};
 use ostler_api::vm_phase::{VmPhase, vm_phase};
-use ostler_api::volume::{Volume, VolumePhase, VolumeSpec, VolumeStatus};
+use ostler_api::volume::{SnapshotUse, Volume, VolumePhase, VolumeSpec, VolumeStatus};
 use ostler_api::work::*;
-use ostler_api::{AcceleratorWish, ByteSize, ImageId, Name, OperationId, StreamId, Time, VmId, VolumeId};
+use ostler_api::{
+    AcceleratorWish, ByteSize, Fault, ImageId, Name, OperationId, SnapshotId, StreamId, Time, VmId, VolumeId,
+};
 use ostler_node::{ControlPlane, PlaneError, Wire, WorkStream};
 use parking_lot::Mutex;
 use tokio::io::AsyncRead;
@@ -34,6 +39,13 @@ pub(crate) struct Inner {
     pub(crate) revision: u64,
     pub(crate) vms: BTreeMap<VmId, Vm>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// How reverts ended; none when well.
+    pub(crate) reverts: BTreeMap<OperationId, Option<Fault>>,
+    /// How often a volume could not be grown.
+    pub(crate) not_grown: usize,
+    /// How often a snapshot was not taken.
+    pub(crate) not_taken: usize,
     pub(crate) answers: Vec<Answer>,
     pub(crate) registers: Vec<NodeRegister>,
     pub(crate) heartbeats: usize,
@@ -85,6 +97,10 @@ impl Plane {
                 revision: 100,
                 vms: BTreeMap::new(),
                 volumes: BTreeMap::new(),
+                snapshots: BTreeMap::new(),
+                reverts: BTreeMap::new(),
+                not_grown: 0,
+                not_taken: 0,
                 answers: Vec::new(),
                 registers: Vec::new(),
                 heartbeats: 0,
@@ -147,12 +163,21 @@ impl Plane {
     }
 
     pub(crate) fn volume_create(&self, image: Option<ImageUse>) -> VolumeId {
+        self.volume_from(image, None)
+    }
+
+    /// A linked copy of what a snapshot holds of its only disk.
+    pub(crate) fn volume_clone(&self, snapshot: SnapshotId) -> VolumeId {
+        let part = self.with(|inner| inner.snapshots[&snapshot].spec.disks[0].part);
+        self.volume_from(None, Some(SnapshotUse { snapshot, part }))
+    }
+
+    fn volume_from(&self, image: Option<ImageUse>, snapshot: Option<SnapshotUse>) -> VolumeId {
         self.with(|inner| {
             let id = VolumeId::new();
             let mut metadata = Metadata::new(id.0, name("web-root"), Some(name("default")));
             metadata.revision = inner.bump();
-            let spec =
-                VolumeSpec { size: ByteSize::mib(64), image, snapshot: None, vm: None, protected: false };
+            let spec = VolumeSpec { size: ByteSize::mib(64), image, snapshot, vm: None, protected: false };
             let status = VolumeStatus {
                 phase: VolumePhase::Creating,
                 reason: None,
@@ -179,6 +204,100 @@ impl Plane {
             change(inner.vms.get_mut(&id).unwrap());
             inner.send_vm(id);
         });
+    }
+
+    /// Puts a further disk into a VM's list; the agent is told with the next change of the VM.
+    pub(crate) fn disk_add(&self, vm: VmId, volume: VolumeId) {
+        self.with(|inner| {
+            let disk = VmDisk { volume, bus: DiskBus::Virtio, owned: false };
+            inner.vms.get_mut(&vm).unwrap().spec.disks.push(disk);
+        });
+    }
+
+    /// Adds a disk to a VM and has it plugged in.
+    pub(crate) fn attach(&self, vm: VmId, volume: VolumeId) -> OperationId {
+        self.disk_add(vm, volume);
+        self.act(vm, VmAction::Attach { volume })
+    }
+
+    /// A snapshot of all disks of a VM.
+    pub(crate) fn snapshot_vm(&self, vm: VmId) -> SnapshotId {
+        let volumes =
+            self.with(|inner| inner.vms[&vm].spec.disks.iter().map(|disk| disk.volume).collect::<Vec<_>>());
+        self.snapshot_create(Some(vm), &volumes)
+    }
+
+    pub(crate) fn snapshot_create(&self, vm: Option<VmId>, volumes: &[VolumeId]) -> SnapshotId {
+        self.with(|inner| {
+            let id = SnapshotId::new();
+            let disks = volumes.iter().map(|volume| SnapshotDisk {
+                volume: *volume,
+                name: name("disk"),
+                size: inner.volumes[volume].spec.size,
+                part: Uuid::now_v7(),
+                layer: Uuid::now_v7(),
+            });
+            let disks = disks.collect();
+            let status = SnapshotStatus {
+                phase: SnapshotPhase::Creating,
+                reason: None,
+                node: Some(name("n1")),
+                parent: None,
+                taken: None,
+                deadline: None,
+                revert: None,
+            };
+            let spec = SnapshotSpec { vm, disks, description: String::new() };
+            let metadata = Metadata::new(id.0, name("snap"), Some(name("default")));
+            inner.snapshots.insert(id, Snapshot { metadata, spec, status });
+            inner.send_snapshot(id);
+            id
+        })
+    }
+
+    pub(crate) fn snapshot_change(&self, id: SnapshotId, change: impl FnOnce(&mut Snapshot)) {
+        self.with(|inner| {
+            change(inner.snapshots.get_mut(&id).unwrap());
+            inner.send_snapshot(id);
+        });
+    }
+
+    pub(crate) async fn snapshot_phase(&self, id: SnapshotId, phase: SnapshotPhase) -> Snapshot {
+        self.wait(&format!("snapshot phase {phase}"), |inner| {
+            inner.snapshots.get(&id).filter(|snapshot| snapshot.status.phase == phase).cloned()
+        })
+        .await
+    }
+
+    pub(crate) async fn snapshot_taken(&self, vm: VmId) -> SnapshotId {
+        let id = self.snapshot_vm(vm);
+        self.snapshot_phase(id, SnapshotPhase::Ready).await;
+        id
+    }
+
+    pub(crate) fn snapshot_delete(&self, id: SnapshotId) {
+        self.snapshot_change(id, |snapshot| {
+            snapshot.metadata.deleted = Some(Time::now());
+            snapshot.status.phase = SnapshotPhase::Deleting;
+        });
+    }
+
+    pub(crate) async fn snapshot_gone(&self, id: SnapshotId) {
+        self.wait("the snapshot's end", |inner| (!inner.snapshots.contains_key(&id)).then_some(())).await;
+    }
+
+    pub(crate) fn snapshot_revert(&self, id: SnapshotId) -> OperationId {
+        let operation = OperationId::new();
+        self.snapshot_change(id, |snapshot| {
+            let layers = snapshot.spec.disks.iter().map(|_| Uuid::now_v7()).collect();
+            snapshot.status.phase = SnapshotPhase::Reverting;
+            snapshot.status.revert = Some(SnapshotRevert { operation, layers });
+        });
+        operation
+    }
+
+    pub(crate) async fn reverted(&self, operation: OperationId) -> Option<Fault> {
+        self.wait("the end of the revert", |inner| inner.reverts.get(&operation).cloned()).await
     }
 
     /// Gives a VM a task; the one it had is superseded.
@@ -213,7 +332,7 @@ impl Plane {
         assert_eq!(outcome, TaskOutcome::Done, "{:#?}", self.inner.lock());
     }
 
-    pub(crate) async fn failed(&self, vm: VmId, action: VmAction) -> ostler_api::Fault {
+    pub(crate) async fn failed(&self, vm: VmId, action: VmAction) -> Fault {
         let operation = self.act(vm, action);
         match self.outcome(operation).await {
             TaskOutcome::Failed { fault } => fault,
@@ -323,6 +442,14 @@ impl Inner {
         self.tell(line);
     }
 
+    fn send_snapshot(&mut self, id: SnapshotId) {
+        let revision = self.bump();
+        let snapshot = self.snapshots.get_mut(&id).unwrap();
+        snapshot.metadata.revision = revision;
+        let line = WorkLine::Snapshot { snapshot: Box::new(snapshot.clone()) };
+        self.tell(line);
+    }
+
     fn volume_drop(&mut self, id: VolumeId) {
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.metadata.deleted = Some(Time::now());
@@ -335,6 +462,7 @@ impl Inner {
         match report {
             Report::Vm(report) => self.take_vm(*report),
             Report::Volume(report) => self.take_volume(report),
+            Report::Snapshot(report) => self.take_snapshot(report),
         }
     }
 
@@ -362,10 +490,61 @@ impl Inner {
                     vm.status.task = Some(VmTask { action: VmAction::Start, ..task });
                     self.volume_drop(old);
                 }
+                (VmAction::Attach { volume }, TaskOutcome::Failed { .. })
+                | (VmAction::Detach { volume }, TaskOutcome::Done) => {
+                    vm.spec.disks.retain(|disk| disk.volume != *volume);
+                    vm.status.task = None;
+                }
                 (_, TaskOutcome::Done | TaskOutcome::Failed { .. }) => vm.status.task = None,
             }
         }
         self.send_vm(report.vm);
+        true
+    }
+
+    fn take_snapshot(&mut self, report: SnapshotReport) -> bool {
+        let Some(snapshot) = self.snapshots.get_mut(&report.snapshot) else { return false };
+        let deleting = snapshot.metadata.deleted.is_some();
+        let status = &mut snapshot.status;
+        let is_reverting = |operation| status.revert.as_ref().is_some_and(|now| now.operation == operation);
+        match report.state {
+            SnapshotState::Gone if deleting => {
+                self.snapshots.remove(&report.snapshot);
+                self.tell(WorkLine::SnapshotGone { snapshot: report.snapshot });
+                return true;
+            }
+            SnapshotState::Gone => return true,
+            SnapshotState::Ready if deleting || status.taken.is_some() => return true,
+            SnapshotState::Ready => {
+                status.phase = SnapshotPhase::Ready;
+                status.taken = Some(Time::now());
+                status.reason = None;
+            }
+            SnapshotState::Failed { fault } => {
+                status.reason = Some(fault);
+                if !deleting {
+                    status.phase = SnapshotPhase::Error;
+                    self.not_taken += 1;
+                }
+            }
+            SnapshotState::Reverted { operation } if is_reverting(operation) => {
+                self.reverts.insert(operation, None);
+                (status.phase, status.revert) = (SnapshotPhase::Ready, None);
+                for disk in snapshot.spec.disks.clone() {
+                    if let Some(volume) = self.volumes.get_mut(&disk.volume) {
+                        volume.spec.size = disk.size;
+                        volume.status.size = Some(disk.size);
+                        self.send_volume(disk.volume);
+                    }
+                }
+            }
+            SnapshotState::NotReverted { operation, fault } if is_reverting(operation) => {
+                self.reverts.insert(operation, Some(fault));
+                (status.phase, status.revert) = (SnapshotPhase::Ready, None);
+            }
+            SnapshotState::Reverted { .. } | SnapshotState::NotReverted { .. } => return true,
+        }
+        self.send_snapshot(report.snapshot);
         true
     }
 
@@ -387,6 +566,7 @@ impl Inner {
                 volume.status.reason = None;
             }
             VolumeState::NotGrown { size, .. } => {
+                self.not_grown += 1;
                 volume.status.size = Some(size);
                 volume.spec.size = size;
             }
@@ -423,9 +603,11 @@ impl ControlPlane for Plane {
             let revision = inner.revision;
             let hello = WorkLine::Hello { cloud: inner.cloud, revision };
             let volumes = inner.volumes.values().cloned().map(|v| WorkLine::Volume { volume: Box::new(v) });
+            let snapshots = inner.snapshots.values().cloned();
+            let snapshots = snapshots.map(|one| WorkLine::Snapshot { snapshot: Box::new(one) });
             let vms = inner.vms.values().cloned().map(|vm| WorkLine::Vm { vm: Box::new(vm) });
             let synced = WorkLine::Synced { revision };
-            for line in std::iter::once(hello).chain(volumes).chain(vms).chain([synced]) {
+            for line in std::iter::once(hello).chain(volumes).chain(snapshots).chain(vms).chain([synced]) {
                 tx.send(line).unwrap();
             }
             inner.work.push(tx.clone());

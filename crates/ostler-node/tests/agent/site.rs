@@ -9,7 +9,7 @@ use ostler_storage::SimPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::crash::{Counts, Life, Mortal, When};
+use crate::crash::{Counts, Life, Metal, Mortal, When};
 use crate::plane::{Plane, name};
 
 pub(crate) struct Site {
@@ -51,7 +51,10 @@ impl Site {
         let life = Life::new(last, &self.counts);
         let agent = Agent::new(
             self.config.clone(),
-            Arc::new(Mortal { inner: SimHypervisor::new(self.host.clone()), life: Arc::clone(&life) }),
+            Arc::new(Mortal {
+                inner: Metal { machines: SimHypervisor::new(self.host.clone()), pool: self.pool.clone() },
+                life: Arc::clone(&life),
+            }),
             Arc::new(Mortal { inner: self.pool.clone(), life: Arc::clone(&life) }),
             Arc::new(Mortal { inner: Arc::clone(&self.plane), life: Arc::clone(&life) }),
         );
