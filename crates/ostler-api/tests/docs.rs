@@ -26,6 +26,8 @@ fn actions() -> BTreeMap<&'static str, VmAction> {
         VmAction::Resume,
         VmAction::Suspend,
         VmAction::Rebuild { volume: VolumeId::new() },
+        VmAction::Attach { volume: VolumeId::new() },
+        VmAction::Detach { volume: VolumeId::new() },
         VmAction::Delete,
     ];
     all.into_iter().map(|action| (action.name(), action)).collect()

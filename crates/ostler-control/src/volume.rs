@@ -89,7 +89,7 @@ impl Cloud {
                 }
                 if volume.spec.protected {
                     return Err(ApiError::conflict(format!("volume {} is protected", volume.metadata.name))
-                        .hint("take that back first: ostler volume set --protected=false"));
+                        .hint("take that back first: ostler volume set --unprotect"));
                 }
                 let held: Vec<_> = of_volume(tables, volume.metadata.id.into())
                     .map(|snapshot| snapshot.metadata.name.as_str())

@@ -97,7 +97,7 @@ pub(crate) struct CreateArgs {
     node: Option<Name>,
     /// Refuse to delete it until this is taken back
     #[arg(long)]
-    protected: bool,
+    protect: bool,
     /// Label of the volume
     #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
     label: Vec<(String, String)>,
@@ -106,7 +106,7 @@ pub(crate) struct CreateArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true, args = ["new_name", "label", "no_labels", "protected"])]
+#[group(required = true, multiple = true, args = ["new_name", "label", "no_labels", "protect", "unprotect"])]
 pub(crate) struct SetArgs {
     /// Name or id
     volume: String,
@@ -119,9 +119,12 @@ pub(crate) struct SetArgs {
     /// Take all labels away
     #[arg(long, conflicts_with = "label")]
     no_labels: bool,
-    /// Whether deleting it is refused
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-    protected: Option<bool>,
+    /// Refuse to delete it
+    #[arg(long)]
+    protect: bool,
+    /// Take that back
+    #[arg(long, conflicts_with = "protect")]
+    unprotect: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -188,7 +191,7 @@ async fn create(session: &Session, args: CreateArgs) -> Result<()> {
         snapshot: args.snapshot,
         disk: args.disk,
         node: args.node,
-        protected: args.protected,
+        protected: args.protect,
     };
     let deed = Deed::new("create", "volume", create.name.as_str(), Ends::Settled);
     let begun = session.client.volume_create(&create, None).await.doing(|| deed.failure.clone())?;
@@ -198,10 +201,18 @@ async fn create(session: &Session, args: CreateArgs) -> Result<()> {
 
 async fn set(session: &Session, args: SetArgs) -> Result<()> {
     let new_labels = (args.no_labels || !args.label.is_empty()).then(|| labels(args.label));
-    let patch = VolumePatch { name: args.new_name, labels: new_labels, protected: args.protected };
+    let protected = match (args.protect, args.unprotect) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    };
+    let patch = VolumePatch { name: args.new_name, labels: new_labels, protected };
     let name = &args.volume;
-    let changed =
-        session.client.volume_patch(name, &patch, None).await.doing(|| format!("cannot change volume {name}"))?;
+    let changed = session
+        .client
+        .volume_patch(name, &patch, None)
+        .await
+        .doing(|| format!("cannot change volume {name}"))?;
     session.out.say(&format!("volume {} is changed", changed.metadata.name))?;
     session.out.changed(&[changed], true)
 }

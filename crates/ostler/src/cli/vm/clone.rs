@@ -76,7 +76,8 @@ async fn taken(session: &Session, deed: &Deed, source: &Vm, args: &CloneArgs) ->
     let begun = session.client.snapshot_create(&create, None).await.doing(|| deed.failure.clone())?;
     if let Some(operation) = &begun.operation {
         let id = operation.metadata.id.to_string();
-        let end = follow(session, &deed.title, &id, args.wait.timeout).await.doing(|| deed.failure.clone())?;
+        let end =
+            follow(session, &deed.title, &id, args.wait.timeout).await.doing(|| deed.failure.clone())?;
         succeeded(&end).doing(|| deed.failure.clone())?;
     }
     let wait = Wait::phases(["ready", "error"], args.wait.timeout);
