@@ -8,6 +8,7 @@
 //! be added without a schema change.
 
 pub mod accelerator;
+pub mod disk;
 pub mod error;
 pub mod event;
 pub mod fault;

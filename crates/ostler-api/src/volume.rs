@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::disk::{DiskCache, DiskDiscard, DiskLimits};
 use crate::image::ImageUse;
 use crate::metadata::Labels;
 use crate::resource::{resource, words};
-use crate::{ByteSize, Fault, Metadata, Name, SnapshotId, VmId};
+use crate::{ByteSize, Fault, Metadata, Name, OperationId, SnapshotId, VmId};
 
 pub const VOLUME_SIZE_MIN: ByteSize = ByteSize::mib(1);
 pub const VOLUME_SIZE_MAX: ByteSize = ByteSize::gib(64 * 1024);
@@ -49,6 +50,35 @@ pub struct VolumeSpec {
     /// Not to be deleted until this is taken back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
+    #[serde(default = "VolumeSpec::cache_default")]
+    pub cache: DiskCache,
+    #[serde(default = "VolumeSpec::discard_default")]
+    pub discard: DiskDiscard,
+}
+
+impl VolumeSpec {
+    const fn cache_default() -> DiskCache {
+        DiskCache::Writeback
+    }
+    const fn discard_default() -> DiskDiscard {
+        DiskDiscard::Unmap
+    }
+
+    /// A blank volume with every default.
+    pub fn blank(size: ByteSize) -> Self {
+        Self {
+            size,
+            image: None,
+            snapshot: None,
+            vm: None,
+            protected: false,
+            limits: DiskLimits::default(),
+            cache: Self::cache_default(),
+            discard: Self::discard_default(),
+        }
+    }
 }
 
 /// What a volume was cloned from.
@@ -76,6 +106,24 @@ pub struct VolumeStatus {
     /// The snapshot that was taken, or gone back to, last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotId>,
+    /// It is being made to stand on nothing but itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flatten: Option<OperationId>,
+}
+
+impl VolumeStatus {
+    /// Of a volume that waits for a node.
+    pub const fn pending() -> Self {
+        Self {
+            phase: VolumePhase::Pending,
+            reason: None,
+            node: None,
+            used: None,
+            size: None,
+            snapshot: None,
+            flatten: None,
+        }
+    }
 }
 
 /// A new volume. Without an image or a snapshot it is blank and reads as zeroes.
@@ -102,11 +150,17 @@ pub struct VolumeCreate {
     pub node: Option<Name>,
     #[serde(default)]
     pub protected: bool,
+    #[serde(default)]
+    pub limits: DiskLimits,
+    #[serde(default = "VolumeSpec::cache_default")]
+    pub cache: DiskCache,
+    #[serde(default = "VolumeSpec::discard_default")]
+    pub discard: DiskDiscard,
 }
 
 impl VolumeCreate {
     /// A request with every default, for callers that set a few fields.
-    pub const fn named(name: Name) -> Self {
+    pub fn named(name: Name) -> Self {
         Self {
             name,
             labels: Labels::new(),
@@ -116,6 +170,9 @@ impl VolumeCreate {
             disk: None,
             node: None,
             protected: false,
+            limits: DiskLimits::default(),
+            cache: VolumeSpec::cache_default(),
+            discard: VolumeSpec::discard_default(),
         }
     }
 }
@@ -129,4 +186,13 @@ pub struct VolumePatch {
     pub labels: Option<Labels>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected: Option<bool>,
+    /// Replaces all limits, also while it is in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DiskLimits>,
+    /// Changes while no machine has it open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<DiskCache>,
+    /// Changes while no machine has it open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<DiskDiscard>,
 }

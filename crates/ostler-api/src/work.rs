@@ -135,6 +135,19 @@ pub enum VolumeState {
     Failed {
         fault: Fault,
     },
+    /// How far a flatten is, in hundredths of a percent.
+    Flattening {
+        operation: OperationId,
+        done: u64,
+    },
+    Flattened {
+        operation: OperationId,
+        used: ByteSize,
+    },
+    NotFlattened {
+        operation: OperationId,
+        fault: Fault,
+    },
     /// It is there, and cannot grow to the size that is wanted.
     NotGrown {
         size: ByteSize,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::IpAddr;
 
+use ostler_api::disk::DiskLimits;
 use ostler_api::image::{ImageCreate, ImageFormat, ImagePatch, ImageUse};
 use ostler_api::list::{LabelSelector, ListParams};
 use ostler_api::metadata::labels_check;
@@ -190,7 +191,7 @@ fn volume() -> impl Strategy<Value = Volume> {
         (any::<u128>(), name(), option::of(name()), labels(), any::<u64>(), time(), option::of(time()));
     let snapshot = (id(), any::<u128>())
         .prop_map(|(snapshot, part)| SnapshotUse { snapshot, part: Uuid::from_u128(part) });
-    let spec = (size(), option::of(image), option::of(snapshot), option::of(id()), any::<bool>());
+    let spec = (size(), option::of(image), option::of(snapshot), option::of(id()), any::<bool>(), limits());
     let status = (
         one_of(VolumePhase::ALL),
         option::of(fault()),
@@ -200,14 +201,24 @@ fn volume() -> impl Strategy<Value = Volume> {
         option::of(id()),
     );
     (metadata, spec, status).prop_map(|(metadata, spec, status)| {
-        let (size, image, from, vm, protected) = spec;
+        let (size, image, from, vm, protected, limits) = spec;
         let (phase, reason, node, used, grown, snapshot) = status;
         let (id, name, project, labels, revision, created, deleted) = metadata;
         Volume {
             metadata: Metadata { id: Uuid::from_u128(id), name, project, labels, revision, created, deleted },
-            spec: VolumeSpec { size, image, snapshot: from, vm, protected },
-            status: VolumeStatus { phase, reason, node, used, size: grown, snapshot },
+            spec: VolumeSpec { image, snapshot: from, vm, protected, limits, ..VolumeSpec::blank(size) },
+            status: VolumeStatus { phase, reason, node, used, size: grown, snapshot, flatten: None },
         }
+    })
+}
+
+fn limits() -> impl Strategy<Value = DiskLimits> {
+    any::<[u64; 4]>().prop_map(|[iops, bps_read, bps_write, iops_burst]| DiskLimits {
+        iops,
+        bps_read,
+        bps_write,
+        iops_burst,
+        ..DiskLimits::default()
     })
 }
 

@@ -10,7 +10,11 @@ use crate::{Client, Delete, Result, Wait};
 
 /// All return the server's refusal as [`crate::ClientError::Api`].
 impl Client {
-    pub async fn volume_create(&self, create: &VolumeCreate, wait: Option<&Wait>) -> Result<Accepted<Volume>> {
+    pub async fn volume_create(
+        &self,
+        create: &VolumeCreate,
+        wait: Option<&Wait>,
+    ) -> Result<Accepted<Volume>> {
         self.json(self.scoped::<Volume>(Call::post(&["volumes"], create)?.wait(wait))).await
     }
 
@@ -31,6 +35,12 @@ impl Client {
     pub async fn volume_resize(&self, volume: &str, size: ByteSize) -> Result<Accepted<Volume>> {
         let body = json!({ "size": size });
         self.json(self.scoped::<Volume>(Call::post(&["volumes", volume, "actions", "resize"], &body)?)).await
+    }
+
+    /// Makes it stand on nothing but itself.
+    pub async fn volume_flatten(&self, volume: &str) -> Result<Accepted<Volume>> {
+        let call = Call::post(&["volumes", volume, "actions", "flatten"], &json!({}))?;
+        self.json(self.scoped::<Volume>(call)).await
     }
 
     pub async fn volume_delete(&self, volume: &str, how: &Delete) -> Result<Accepted<Volume>> {

@@ -248,6 +248,7 @@ impl Cached for Volume {
                 && old.metadata.deleted == new.metadata.deleted
                 && old.spec == new.spec
                 && old.status.phase == new.status.phase
+                && old.status.flatten == new.status.flatten
         };
         let changed = match (old, new) {
             (Some(old), Some(new)) => !same(old, new),

@@ -2,7 +2,7 @@
 
 use ostler_api::snapshot::{Snapshot, SnapshotDisk, SnapshotPhase};
 use ostler_api::vm::{VmCreate, VmDisk};
-use ostler_api::volume::{SnapshotUse, Volume, VolumeSpec};
+use ostler_api::volume::{SnapshotUse, Volume, VolumeSpec, VolumeStatus};
 use ostler_api::{ApiError, Metadata, Name, SnapshotId, VmId, VolumeId};
 use std::sync::Arc;
 
@@ -11,7 +11,6 @@ use crate::caller::Caller;
 use crate::cloud::Cloud;
 use crate::commit::Change;
 use crate::permission::Verb;
-use crate::vm_create::{blank, pending};
 
 impl Cloud {
     /// Finds a snapshot to copy, and makes the transaction fail when it changes meanwhile.
@@ -80,8 +79,8 @@ pub(crate) fn copy_of(project: &Name, name: Name, snapshot: &Snapshot, disk: &Sn
     let from = SnapshotUse { snapshot: SnapshotId::from(snapshot.metadata.id), part: disk.part };
     Volume {
         metadata: Metadata::new(VolumeId::new().into(), name, Some(project.clone())),
-        spec: VolumeSpec { snapshot: Some(from), ..blank(disk.size) },
-        status: pending(),
+        spec: VolumeSpec { snapshot: Some(from), ..VolumeSpec::blank(disk.size) },
+        status: VolumeStatus::pending(),
     }
 }
 

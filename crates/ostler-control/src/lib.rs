@@ -39,6 +39,7 @@ mod vm_disk;
 mod vm_report;
 mod volume;
 mod volume_create;
+mod volume_flatten;
 mod wait;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::snapshot_report::snapshot_report;
 use crate::vm_act::{drop_volume, end_delete, swap_root};
 use crate::vm_disk::{release, unplug};
 use crate::vm_report;
+use crate::volume_flatten::{Word, heard};
 
 /// Reports in one transaction: a store has limits on operations in one (etcd: 128).
 const CHUNK: usize = 24;
@@ -206,6 +207,15 @@ fn volume_report(
                 finish(tables, change, old, &Step::Failed(fault.clone()))?;
             }
         }
+        VolumeState::Flattening { operation, done } => {
+            heard(tables, change, &mut new, *operation, &Word::Progress(*done))?;
+        }
+        VolumeState::Flattened { operation, used } => {
+            heard(tables, change, &mut new, *operation, &Word::Done(*used))?;
+        }
+        VolumeState::NotFlattened { operation, fault } => {
+            heard(tables, change, &mut new, *operation, &Word::Failed(fault))?;
+        }
         // What was asked for is taken back: it stays as large as it is.
         VolumeState::NotGrown { size, fault } => {
             new.status.size = Some(*size);
@@ -221,9 +231,10 @@ fn volume_report(
     Ok(true)
 }
 
-/// Ends the operations on a volume.
+/// Ends the operations on a volume. A flatten has words of its own.
 fn finish(tables: &Tables, change: &mut Change, volume: &Volume, step: &Step) -> Result<(), ApiError> {
-    for operation in tables.open_on(volume.metadata.id) {
+    let flatten = volume.status.flatten.filter(|_| volume.metadata.deleted.is_none());
+    for operation in tables.open_on(volume.metadata.id).filter(|operation| Some(*operation) != flatten) {
         advance(tables, change, operation, step.clone())?;
     }
     Ok(())

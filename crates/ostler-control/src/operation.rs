@@ -103,8 +103,8 @@ impl Cloud {
                         new.spec.cancel = true;
                         change.update(old.as_ref(), &new)?;
                     }
-                    Kind::Volume
-                    | Kind::Snapshot
+                    Kind::Volume => crate::volume_flatten::cancel(tables, change, &old, fault)?,
+                    Kind::Snapshot
                     | Kind::Node
                     | Kind::Project
                     | Kind::Operation

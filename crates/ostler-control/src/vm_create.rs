@@ -12,7 +12,7 @@ use ostler_api::vm::{
 };
 use ostler_api::vm_action::{VmAction, VmTask};
 use ostler_api::vm_phase::{VmPhase, vm_phase};
-use ostler_api::volume::{VOLUME_SIZE_MAX, VOLUME_SIZE_MIN, Volume, VolumePhase, VolumeSpec, VolumeStatus};
+use ostler_api::volume::{VOLUME_SIZE_MAX, VOLUME_SIZE_MIN, Volume, VolumeSpec, VolumeStatus};
 use ostler_api::{
     ApiError, ByteSize, ErrorCode, Kind, Metadata, Name, OperationId, Resource, Time, VmId, VolumeId,
 };
@@ -280,26 +280,9 @@ pub(crate) fn root_volume(
     }
     Ok(Volume {
         metadata: Metadata::new(VolumeId::new().into(), name, Some(project.clone())),
-        spec: VolumeSpec { image, vm: Some(vm), ..blank(size) },
-        status: pending(),
+        spec: VolumeSpec { image, vm: Some(vm), ..VolumeSpec::blank(size) },
+        status: VolumeStatus::pending(),
     })
-}
-
-/// A volume of `size` with nothing in it.
-pub(crate) const fn blank(size: ByteSize) -> VolumeSpec {
-    VolumeSpec { size, image: None, snapshot: None, vm: None, protected: false }
-}
-
-/// A volume that waits for a node.
-pub(crate) const fn pending() -> VolumeStatus {
-    VolumeStatus {
-        phase: VolumePhase::Pending,
-        reason: None,
-        node: None,
-        used: None,
-        size: None,
-        snapshot: None,
-    }
 }
 
 /// `NAME-root`, cut so that it stays a name; with a part of the id when that is taken.

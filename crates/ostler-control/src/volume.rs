@@ -17,6 +17,8 @@ use crate::permission::Verb;
 use crate::snapshot::of_volume;
 use crate::vm_act::{check_match, drop_volume};
 use crate::vm_create::check_rename;
+use crate::vm_disk::has_machine;
+use crate::volume_create::check_limits;
 
 /// The VM that has this volume.
 fn user<'a>(tables: &'a Tables, volume: &Volume) -> Option<&'a Arc<Vm>> {
@@ -40,6 +42,7 @@ impl Cloud {
         if let Some(labels) = &patch.labels {
             labels_check(labels).map_err(|error| ApiError::invalid("labels", error))?;
         }
+        patch.limits.as_ref().map_or(Ok(()), check_limits)?;
         let id = self
             .commit(|tables, change| {
                 let volume = self.find::<Volume>(tables, caller, Verb::Update, project, name)?;
@@ -54,6 +57,22 @@ impl Cloud {
                 }
                 if let Some(protected) = patch.protected {
                     new.spec.protected = protected;
+                }
+                if let Some(limits) = patch.limits {
+                    new.spec.limits = limits;
+                }
+                new.spec.cache = patch.cache.unwrap_or(new.spec.cache);
+                new.spec.discard = patch.discard.unwrap_or(new.spec.discard);
+                let reopened = new.spec.cache != volume.spec.cache || new.spec.discard != volume.spec.discard;
+                if reopened
+                    && let Some(vm) = user(tables, &volume)
+                    && has_machine(vm)
+                {
+                    return Err(ApiError::conflict(format!(
+                        "VM {} has volume {} open; how it is cached and what becomes of discarded blocks change while it is not",
+                        vm.metadata.name, volume.metadata.name
+                    ))
+                    .hint("stop the VM first: ostler vm shutdown"));
                 }
                 if new != *volume {
                     change.update(volume.as_ref(), &new)?;

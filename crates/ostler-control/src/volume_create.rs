@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use ostler_api::disk::DiskLimits;
 use ostler_api::metadata::labels_check;
 use ostler_api::operation::{Accepted, OperationPhase};
 use ostler_api::snapshot::{Snapshot, SnapshotDisk};
-use ostler_api::volume::{Volume, VolumeCreate, VolumePhase, VolumeSpec};
+use ostler_api::volume::{Volume, VolumeCreate, VolumePhase, VolumeSpec, VolumeStatus};
 use ostler_api::{
     AcceleratorWish, ApiError, ByteSize, ErrorCode, Kind, Metadata, Name, OperationId, VolumeId,
 };
@@ -21,7 +22,7 @@ use crate::operation::begin;
 use crate::permission::Verb;
 use crate::scheduler::{Candidate, Need, place};
 use crate::snapshot::check_quiet;
-use crate::vm_create::{blank, check_disk, image_use, pending, taken};
+use crate::vm_create::{check_disk, image_use, taken};
 
 /// `check_disk` speaks of the field of a VM.
 fn check_size(size: ByteSize) -> Result<(), ApiError> {
@@ -42,6 +43,7 @@ impl Cloud {
     ) -> Result<Accepted<Arc<Volume>>, ApiError> {
         labels_check(&request.labels).map_err(|error| ApiError::invalid("labels", error))?;
         request.size.map_or(Ok(()), check_size)?;
+        check_limits(&request.limits)?;
         if request.image.is_some() && request.snapshot.is_some() {
             return Err(ApiError::invalid(
                 "snapshot",
@@ -61,6 +63,9 @@ impl Cloud {
             volume.metadata.id = id.into();
             volume.metadata.labels.clone_from(&request.labels);
             volume.spec.protected = request.protected;
+            volume.spec.limits = request.limits;
+            volume.spec.cache = request.cache;
+            volume.spec.discard = request.discard;
             volume.status.phase = VolumePhase::Creating;
             volume.status.node = Some(self.volume_node(tables, &volume, request.node.as_ref())?);
             change.create(&volume)?;
@@ -102,14 +107,14 @@ impl Cloud {
                 let least = ByteSize(image.virtual_size.0.next_multiple_of(512));
                 let size = at_least(request.size, least, "image")?;
                 check_size(size)?;
-                VolumeSpec { image: Some(image), ..blank(size) }
+                VolumeSpec { image: Some(image), ..VolumeSpec::blank(size) }
             }
-            None => blank(request.size.ok_or_else(|| {
+            None => VolumeSpec::blank(request.size.ok_or_else(|| {
                 ApiError::invalid("size", "a blank volume needs a size").hint("such as --size 10G")
             })?),
         };
         let metadata = Metadata::new(VolumeId::new().into(), request.name.clone(), Some(project.clone()));
-        Ok(Volume { metadata, spec, status: pending() })
+        Ok(Volume { metadata, spec, status: VolumeStatus::pending() })
     }
 
     /// Where a new volume goes.
@@ -204,6 +209,10 @@ impl Cloud {
             .await?;
         self.accepted(caller, id, operation)
     }
+}
+
+pub(crate) fn check_limits(limits: &DiskLimits) -> Result<(), ApiError> {
+    limits.check().map_err(|(field, why)| ApiError::invalid(format!("limits.{field}"), why))
 }
 
 /// The size asked for, if the source fits into it; the source's when none is asked for.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ostler_api::disk::{DiskCache, DiskLimits};
 use ostler_api::operation::{Operation, OperationPhase};
 use ostler_api::snapshot::{Snapshot, SnapshotCreate, SnapshotPhase};
 use ostler_api::vm::{DiskBus, MachineState, VmCreate};
@@ -399,4 +400,74 @@ async fn an_old_observation_has_nothing_to_say_on_disks() {
     };
     test.report(&vm, report).await;
     assert!(test.vm("a").status.task.is_some(), "only an answer ends it");
+}
+
+#[tokio::test]
+async fn limits_change_at_any_time_and_how_a_disk_is_opened_only_while_it_is_not() {
+    let test = with_node().await;
+    let _act = controllers(&test);
+    running(&test, "a").await;
+    made(&test, "data").await;
+    act(&test, "a", attach("data")).await.unwrap();
+    test.answer("a", MachineState::Running, TaskOutcome::Done).await;
+    let set = async |patch| test.cloud.volume_patch(&test.admin, None, "data", None, patch).await;
+    let limits = DiskLimits { iops: 500, ..DiskLimits::default() };
+    let changed = set(VolumePatch { limits: Some(limits), ..VolumePatch::default() }).await.unwrap();
+    assert_eq!(changed.spec.limits, limits);
+    let wrong = DiskLimits { iops: 500, iops_read: 5, ..DiskLimits::default() };
+    let error = set(VolumePatch { limits: Some(wrong), ..VolumePatch::default() }).await.unwrap_err();
+    assert_eq!(error.field.as_deref(), Some("limits.iops"));
+    let cache = || VolumePatch { cache: Some(DiskCache::None), ..VolumePatch::default() };
+    assert_eq!(set(cache()).await.unwrap_err().code, ErrorCode::Conflict);
+    act(&test, "a", VmActionRequest::Stop).await.unwrap();
+    test.answer("a", MachineState::Absent, TaskOutcome::Done).await;
+    assert_eq!(set(cache()).await.unwrap().spec.cache, DiskCache::None);
+}
+
+#[tokio::test]
+async fn a_flattened_volume_needs_its_source_no_longer() {
+    let test = with_node().await;
+    made(&test, "data").await;
+    let flatten = async |name: &str| test.cloud.volume_flatten(&test.admin, None, name, None).await;
+    assert!(flatten("data").await.unwrap().operation.is_none(), "it stands on nothing");
+    snap(&test, "s", None, Some("data")).await.unwrap();
+    snapshot_is(&test, "s", SnapshotState::Ready).await;
+    let copy = VolumeCreate { snapshot: Some("s".into()), ..VolumeCreate::named(name("copy")) };
+    test.cloud.volume_create(&test.admin, None, copy, None).await.unwrap();
+    volume_is(&test, "copy", VolumeState::Ready { used: ByteSize(0), size: ByteSize::gib(2) }).await;
+
+    let operation = flatten("copy").await.unwrap().operation.unwrap();
+    let again = flatten("copy").await.unwrap().operation.unwrap();
+    assert_eq!(again.metadata.id, operation.metadata.id, "the same is joined");
+    let id = operation.metadata.id.into();
+    volume_is(&test, "copy", VolumeState::Ready { used: ByteSize(5), size: ByteSize::gib(2) }).await;
+    volume_is(&test, "copy", VolumeState::Flattening { operation: id, done: 5000 }).await;
+    assert_eq!(phase(&test, &operation), OperationPhase::Running);
+    test.cloud.operation_cancel(&test.admin, None, &operation.metadata.id.to_string()).await.unwrap();
+    assert_eq!(phase(&test, &operation), OperationPhase::Cancelled);
+    // A late word of it changes nothing.
+    volume_is(&test, "copy", VolumeState::Flattened { operation: id, used: ByteSize(7) }).await;
+    assert!(volume(&test, "copy").spec.snapshot.is_some());
+
+    let operation = flatten("copy").await.unwrap().operation.unwrap();
+    let id = operation.metadata.id.into();
+    volume_is(&test, "copy", VolumeState::Flattened { operation: id, used: ByteSize(7) }).await;
+    assert_eq!(phase(&test, &operation), OperationPhase::Succeeded);
+    assert_eq!(
+        (volume(&test, "copy").spec.snapshot.clone(), volume(&test, "copy").status.flatten),
+        (None, None)
+    );
+    test.cloud.snapshot_delete(&test.admin, None, "s", None, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_with_snapshots_is_not_flattened() {
+    let test = with_node().await;
+    let _act = controllers(&test);
+    running(&test, "a").await;
+    snap(&test, "s", Some("a"), None).await.unwrap();
+    snapshot_is(&test, "s", SnapshotState::Ready).await;
+    let error = test.cloud.volume_flatten(&test.admin, None, "a-root", None).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.detail.contains("such as s"), "{}", error.detail);
 }

@@ -48,7 +48,8 @@ async fn snapshot_create(
     submit: Submit<SnapshotCreate>,
 ) -> Result<Response, Failure> {
     let wait = query.wait::<Snapshot>()?;
-    let made = ask.cloud().snapshot_create(&ask.caller, query.project(), submit.body, submit.idempotency).await?;
+    let made =
+        ask.cloud().snapshot_create(&ask.caller, query.project(), submit.body, submit.idempotency).await?;
     wait::accepted(&ask.app, &ask.caller, StatusCode::CREATED, made, wait).await
 }
 
@@ -81,7 +82,8 @@ async fn snapshot_patch(
     Json(patch): Json<SnapshotPatch>,
 ) -> Result<Response, Failure> {
     let wait = query.wait::<Snapshot>()?;
-    let changed = ask.cloud().snapshot_patch(&ask.caller, query.project(), &snapshot, revision, patch).await?;
+    let changed =
+        ask.cloud().snapshot_patch(&ask.caller, query.project(), &snapshot, revision, patch).await?;
     wait::resource(&ask.app, &ask.caller, changed, wait).await
 }
 

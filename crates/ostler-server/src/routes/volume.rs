@@ -3,9 +3,9 @@
 use axum::extract::Path;
 use axum::response::Response;
 use http::StatusCode;
+use ostler_api::ByteSize;
 use ostler_api::list::{List, ListParams, WatchLine};
 use ostler_api::operation::Accepted;
-use ostler_api::ByteSize;
 use ostler_api::volume::{Volume, VolumeCreate, VolumePatch};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::ask::{Ask, IdempotencyHeader, IfMatchHeader, ScopeWait};
+use crate::ask::{Ask, IdempotencyHeader, IfMatchHeader, NoFields, ScopeWait};
 use crate::extract::{Act, IfMatch, Json, Params, Submit};
 use crate::lines::list_or_watch;
 use crate::openapi::Problems;
@@ -25,6 +25,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(volume_list, volume_create))
         .routes(routes!(volume_show, volume_patch, volume_delete))
         .routes(routes!(volume_resize))
+        .routes(routes!(volume_flatten))
 }
 
 /// List or watch volumes
@@ -49,7 +50,8 @@ async fn volume_create(
     submit: Submit<VolumeCreate>,
 ) -> Result<Response, Failure> {
     let wait = query.wait::<Volume>()?;
-    let made = ask.cloud().volume_create(&ask.caller, query.project(), submit.body, submit.idempotency).await?;
+    let made =
+        ask.cloud().volume_create(&ask.caller, query.project(), submit.body, submit.idempotency).await?;
     wait::accepted(&ask.app, &ask.caller, StatusCode::CREATED, made, wait).await
 }
 
@@ -127,4 +129,22 @@ async fn volume_delete(
     let wait = query.wait::<Volume>()?;
     let going = ask.cloud().volume_delete(&ask.caller, query.project(), &volume, revision).await?;
     wait::accepted(&ask.app, &ask.caller, StatusCode::ACCEPTED, going, wait).await
+}
+
+/// Make a volume stand on its own
+///
+/// What it has from an image or a snapshot is copied into it, also while it is in use; then it needs neither any more. Errors:
+/// `conflict` while it has snapshots.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/actions/flatten", tag = "volumes",
+    params(("volume" = String, Path, description = "Name or id"), ScopeWait, IdempotencyHeader), request_body = NoFields, responses(
+    (status = 202, description = "Accepted, or nothing to do (no operation)", body = Accepted<Volume>), Problems))]
+async fn volume_flatten(
+    ask: Ask,
+    Path(volume): Path<String>,
+    Params(query): Params<ScopeWait>,
+    act: Act<NoFields>,
+) -> Result<Response, Failure> {
+    let wait = query.wait::<Volume>()?;
+    let begun = ask.cloud().volume_flatten(&ask.caller, query.project(), &volume, act.idempotency).await?;
+    wait::accepted(&ask.app, &ask.caller, StatusCode::ACCEPTED, begun, wait).await
 }

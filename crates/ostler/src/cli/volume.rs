@@ -1,6 +1,9 @@
 //! `ostler volume`: the disks of VMs, and disks on their own.
 
+pub(crate) mod behaviour;
+
 use clap::Subcommand;
+use ostler_api::disk::{DiskCache, DiskDiscard, DiskLimits};
 use ostler_api::list::ListParams;
 use ostler_api::vm::DiskBus;
 use ostler_api::volume::{Volume, VolumeCreate, VolumePatch, VolumePhase};
@@ -16,6 +19,7 @@ use super::output::Show;
 use super::session::Session;
 use super::table::{Column, Fields, col, wide};
 use super::vm::{label_text, size};
+use behaviour::{LIMIT_ARGS, LimitArgs, OpenArgs, limits_text};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
@@ -29,7 +33,7 @@ pub(crate) enum VolumeCommand {
         /// Name or id
         volume: String,
     },
-    /// Change a volume's name, labels or protection
+    /// Change a volume's name, labels, protection, limits, cache
     Set(SetArgs),
     /// Make a volume larger, also while it is in use
     Resize {
@@ -38,6 +42,14 @@ pub(crate) enum VolumeCommand {
         /// The new size, such as 20G; with a '+' that much more
         #[arg(value_name = "[+]SIZE", allow_hyphen_values = true)]
         size: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Copy into volumes what they have from an image or a snapshot, so that they stand on their own; also while in use
+    Flatten {
+        /// Names or ids
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -98,15 +110,18 @@ pub(crate) struct CreateArgs {
     /// Refuse to delete it until this is taken back
     #[arg(long)]
     protect: bool,
+    #[command(flatten)]
+    open: OpenArgs,
     /// Label of the volume
     #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
     label: Vec<(String, String)>,
     #[command(flatten)]
     wait: WaitArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true, args = ["new_name", "label", "no_labels", "protect", "unprotect"])]
 pub(crate) struct SetArgs {
     /// Name or id
     volume: String,
@@ -125,6 +140,13 @@ pub(crate) struct SetArgs {
     /// Take that back
     #[arg(long, conflicts_with = "protect")]
     unprotect: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// Take all limits away
+    #[arg(long, conflicts_with_all = LIMIT_ARGS)]
+    no_limits: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -161,6 +183,11 @@ pub(crate) async fn run(session: &Session, command: VolumeCommand) -> Result<()>
         VolumeCommand::Create(args) => create(session, args).await,
         VolumeCommand::Set(args) => set(session, args).await,
         VolumeCommand::Resize { volume, size, wait } => resize(session, &volume, &size, &wait).await,
+        VolumeCommand::Flatten { volumes, wait } => {
+            let deed = |volume: &str| Deed::new("flatten", "volume", volume, Ends::Settled);
+            each(session, &volumes, &wait, deed, async |volume| Ok(client.volume_flatten(volume).await?))
+                .await
+        }
         VolumeCommand::Attach { volume, vm, bus, wait } => {
             let deed = Deed {
                 failure: format!("cannot attach volume {volume} to vm {vm}"),
@@ -192,6 +219,9 @@ async fn create(session: &Session, args: CreateArgs) -> Result<()> {
         disk: args.disk,
         node: args.node,
         protected: args.protect,
+        limits: args.limits.over(DiskLimits::default()),
+        cache: args.open.cache.unwrap_or(DiskCache::Writeback),
+        discard: args.open.discard.unwrap_or(DiskDiscard::Unmap),
     };
     let deed = Deed::new("create", "volume", create.name.as_str(), Ends::Settled);
     let begun = session.client.volume_create(&create, None).await.doing(|| deed.failure.clone())?;
@@ -206,7 +236,28 @@ async fn set(session: &Session, args: SetArgs) -> Result<()> {
         (false, true) => Some(false),
         (false, false) => None,
     };
-    let patch = VolumePatch { name: args.new_name, labels: new_labels, protected };
+    let limits = if args.no_limits {
+        Some(DiskLimits::default())
+    } else if args.limits.any() {
+        let now = session.client.volume_get(&args.volume).await;
+        let now = now.doing(|| format!("cannot change volume {}", args.volume))?;
+        Some(args.limits.over(now.spec.limits))
+    } else {
+        None
+    };
+    let patch = VolumePatch {
+        name: args.new_name,
+        labels: new_labels,
+        protected,
+        limits,
+        cache: args.open.cache,
+        discard: args.open.discard,
+    };
+    if patch == VolumePatch::default() {
+        return Err(
+            CliError::usage("there is nothing to change").hint("say what: see ostler volume set --help")
+        );
+    }
     let name = &args.volume;
     let changed = session
         .client
@@ -295,7 +346,13 @@ impl Show for Volume {
             .maybe("Copy of", self.spec.snapshot.as_ref().map(|from| format!("snapshot {}", from.snapshot)))
             .maybe("VM", self.spec.vm)
             .maybe("Stands on", self.status.snapshot.map(|snapshot| format!("snapshot {snapshot}")))
-            .maybe("Protected", self.spec.protected.then_some("yes"));
+            .maybe("Protected", self.spec.protected.then_some("yes"))
+            .maybe("Limits", limits_text(&self.spec.limits))
+            .field("Cache", format!("{}, discarded blocks: {}", self.spec.cache, self.spec.discard))
+            .maybe(
+                "Flatten",
+                self.status.flatten.map(|operation| format!("under way (operation {operation})")),
+            );
         if let Some(now) = self.status.size.filter(|now| *now < self.spec.size) {
             fields.field("Size now", now.to_string());
         }
@@ -309,7 +366,9 @@ impl Show for Volume {
     fn settled(&self) -> bool {
         match self.status.phase {
             // While it grows it is not what was asked for.
-            VolumePhase::Ready => self.status.size.is_none_or(|now| now >= self.spec.size),
+            VolumePhase::Ready => {
+                self.status.size.is_none_or(|now| now >= self.spec.size) && self.status.flatten.is_none()
+            }
             VolumePhase::Error => true,
             VolumePhase::Pending | VolumePhase::Creating | VolumePhase::Deleting => false,
         }
