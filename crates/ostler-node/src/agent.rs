@@ -78,6 +78,8 @@ impl Agent {
         let follow = async {
             let found = survey(&host).await;
             adopt(&host, records, found);
+            let tidying = Arc::clone(&host);
+            host.spawn(async move { Box::pin(tidying.tidy_up()).await });
             tokio::join!(connect(&host, id), session::send_reports(&host));
         };
         tokio::select! {
@@ -136,8 +138,12 @@ fn adopt(host: &Arc<Host>, mut records: HashMap<VmId, crate::record::Record>, fo
             continue;
         }
         let handle = VmHandle::new(id);
+        let record = records.remove(&id).map(Box::new);
+        // Before anything is asked of this agent: what a machine may have open is not touched.
+        let open = record.iter().filter_map(|record| record.run.as_ref()).flat_map(|run| &run.volumes);
+        handle.open.lock().extend(open.copied());
         host.vms.lock().insert(id, Arc::clone(&handle));
-        vm_task::spawn(host, handle, records.remove(&id).map(Box::new), found.remove(&id));
+        vm_task::spawn(host, handle, record, found.remove(&id));
     }
 }
 

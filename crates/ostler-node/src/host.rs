@@ -22,6 +22,7 @@ use crate::images::Images;
 use crate::report::Outbox;
 use crate::snapshot_task::Snapshots;
 use crate::stream::STREAMS_MAX;
+use crate::tidy::Tidy;
 use crate::vm_handle::VmHandle;
 use crate::volume_task::Volumes;
 
@@ -37,6 +38,7 @@ pub(crate) struct Host {
     pub(crate) vms: Mutex<HashMap<VmId, Arc<VmHandle>>>,
     pub(crate) volumes: Volumes,
     pub(crate) snapshots: Snapshots,
+    pub(crate) tidy: Tidy,
     pub(crate) images: Images,
     /// Rung whenever a machine has let go of its disks.
     pub(crate) disks_released: Notify,
@@ -69,6 +71,7 @@ impl Host {
             vms: Mutex::default(),
             volumes: Volumes::default(),
             snapshots: Snapshots::default(),
+            tidy: Tidy::default(),
             images: Images::default(),
             disks_released: Notify::new(),
             stopping: CancellationToken::new(),
@@ -84,6 +87,12 @@ impl Host {
     /// Whether a machine of this host has the volume open, or may have.
     pub(crate) fn volume_is_open(&self, volume: VolumeId) -> bool {
         self.vms.lock().values().any(|vm| vm.open.lock().contains(&volume))
+    }
+
+    /// Another VM that has the volume open, or may have.
+    pub(crate) fn open_elsewhere(&self, volume: VolumeId, than: VmId) -> Option<VmId> {
+        let vms = self.vms.lock();
+        vms.values().find(|vm| vm.id != than && vm.open.lock().contains(&volume)).map(|vm| vm.id)
     }
 
     pub(crate) fn vm_dir(&self, vm: VmId) -> PathBuf {

@@ -153,6 +153,16 @@ pub(crate) fn layer_name(layer: Uuid) -> String {
     tail(layer)
 }
 
+/// What QEMU calls a file of a disk: a layer, or the image below them all. An image's name is no hexadecimal number, so it is
+/// never a layer's.
+pub(crate) fn node_name(layer: &Layer) -> Option<String> {
+    let image = || {
+        let sha256 = layer.path.file_stem()?.to_str()?;
+        Some(format!("i{}", sha256.get(..12)?))
+    };
+    layer.id().map(layer_name).or_else(image)
+}
+
 /// The last twelve digits, which are random.
 fn tail(id: Uuid) -> String {
     id.simple().to_string().split_off(20)
@@ -166,7 +176,7 @@ pub(crate) fn disk_layer(layer: &Layer) -> Result<qemu::DiskLayer, SpecError> {
             return Err(SpecError::Format { path: layer.path.clone(), format: layer.format });
         }
     };
-    Ok(qemu::DiskLayer { path: layer.path.clone(), format, name: layer.id().map(layer_name) })
+    Ok(qemu::DiskLayer { path: layer.path.clone(), format, name: node_name(layer) })
 }
 
 fn disk_bus(bus: DiskBus) -> qemu::DiskBus {

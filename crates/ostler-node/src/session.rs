@@ -230,6 +230,7 @@ impl View {
             }
         }
         tracing::debug!(vms = vms.len(), volumes = volumes.len(), "synced");
+        host.tidy.wake();
         self.remember(host).await;
     }
 

@@ -3,7 +3,8 @@
 //! What always holds: one worker per snapshot, and only while there is something to do with it. A snapshot of disks that a
 //! machine has open is prepared in the pool, switched to by QEMU for all disks at one instant, and committed in the
 //! pool; cut off anywhere, the next look finishes it forward or takes it back, by what QEMU's block graph says, or, when
-//! there is no machine, forward (see the pool's documentation for why that loses nothing).
+//! there is no machine, forward (see the pool's documentation for why that loses nothing). While QEMU does not say what it
+//! writes to, nothing is said either: the worker asks again, and it ends with every part committed or taken back.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,16 +15,17 @@ use ostler_api::work::{Report, SnapshotReport, SnapshotState};
 use ostler_api::{Fault, SnapshotId, VmId, VolumeId};
 use ostler_qemu as qemu;
 use ostler_qemu::Machine;
-use ostler_storage::{SnapshotPlan, StorageError};
+use ostler_storage::{SnapshotInfo, SnapshotPlan, StorageError};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use crate::desk::Desk;
 use crate::fault;
 use crate::host::{Backoff, Host, within};
 use crate::machine_spec::{disk_id, disk_layer, layer_name};
-use crate::vm_handle::{VmHandle, Wanted};
+use crate::vm_handle::VmHandle;
 
-/// Between attempts to delete one.
+/// Between attempts to delete one, and to learn what became of one.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 #[derive(Debug, Default)]
@@ -34,6 +36,37 @@ struct Entry {
     wanted: Arc<Snapshot>,
     /// A worker has taken it up; it looks again at what is wanted before it ends.
     busy: bool,
+}
+
+/// Why a snapshot is not there.
+#[derive(Debug)]
+enum Untaken {
+    /// Nothing of it is left, and the disks are as before.
+    Back(Fault),
+    /// A part of it may be there.
+    Unknown(Fault),
+}
+
+/// What becomes of a prepared part that no machine has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    Forward,
+    /// Only where nobody can have written to the new layer.
+    Back,
+}
+
+#[derive(Debug)]
+struct Parts {
+    committed: HashSet<Uuid>,
+    prepared: HashSet<Uuid>,
+}
+
+/// Whether QEMU writes to one of the new layers.
+fn switched(snapshot: &Snapshot, plugged: &[qemu::DiskState]) -> bool {
+    snapshot.spec.disks.iter().any(|disk| {
+        let new = layer_name(disk.layer);
+        plugged.iter().any(|one| one.id == disk_id(disk.volume) && one.top.as_ref() == Some(&new))
+    })
 }
 
 impl Host {
@@ -68,13 +101,7 @@ impl Host {
                 return;
             };
             match (wanted.status.phase, &wanted.status.revert) {
-                (SnapshotPhase::Creating, _) => {
-                    let state = match self.snapshot_take(&wanted).await {
-                        Ok(()) => SnapshotState::Ready,
-                        Err(fault) => SnapshotState::Failed { fault },
-                    };
-                    self.snapshot_report(id, state);
-                }
+                (SnapshotPhase::Creating, _) => self.snapshot_make(id, &wanted).await,
                 (SnapshotPhase::Reverting, Some(revert)) => {
                     let operation = revert.operation;
                     let state = match self.snapshot_revert(&wanted, &revert.layers).await {
@@ -103,18 +130,6 @@ impl Host {
         self.outbox.put(Report::Snapshot(SnapshotReport { snapshot, state }));
     }
 
-    /// The VM whose disk a volume is.
-    pub(crate) fn vm_of(&self, volume: VolumeId) -> Option<Arc<VmHandle>> {
-        let handles: Vec<_> = self.vms.lock().values().cloned().collect();
-        handles.into_iter().find(|handle| {
-            let listed = match handle.wanted() {
-                Wanted::Placed { vm, .. } => vm.spec.disks.iter().any(|disk| disk.volume == volume),
-                Wanted::Unknown | Wanted::Missing { .. } => false,
-            };
-            listed || handle.open.lock().contains(&volume)
-        })
-    }
-
     fn vm_of_snapshot(&self, snapshot: &Snapshot) -> Option<Arc<VmHandle>> {
         let of_vm = snapshot.spec.vm.and_then(|vm: VmId| self.vm(vm));
         of_vm.or_else(|| snapshot.spec.disks.iter().find_map(|disk| self.vm_of(disk.volume)))
@@ -126,7 +141,7 @@ impl Host {
         Ok(self.disks_of(machine).await?.iter().any(|disk| disk.id == id))
     }
 
-    async fn disks_of(&self, machine: &Arc<dyn Machine>) -> Result<Vec<qemu::DiskState>, Fault> {
+    pub(crate) async fn disks_of(&self, machine: &Arc<dyn Machine>) -> Result<Vec<qemu::DiskState>, Fault> {
         let what = "asking QEMU for its disks";
         let disks = within(what, self.config.times.ask, machine.disks()).await?;
         disks.map_err(|error| fault::machine_failed(what, &error))
@@ -141,34 +156,75 @@ impl Host {
         done.map_err(|error| fault::storage_failed(what, &error))
     }
 
-    async fn snapshot_take(&self, snapshot: &Snapshot) -> Result<(), Fault> {
-        let handle = self.vm_of_snapshot(snapshot);
-        let _disks = match &handle {
-            Some(handle) => Some(handle.disks.lock().await),
-            None => None,
-        };
-        let committed = self.parts_committed().await?;
-        let left: Vec<&SnapshotDisk> =
-            snapshot.spec.disks.iter().filter(|disk| !committed.contains(&disk.part)).collect();
-        let machine = handle.as_ref().and_then(|handle| handle.machine.lock().clone());
-        let plugged = match &machine {
-            Some(machine) => self.disks_of(machine).await?,
-            None => Vec::new(),
-        };
-        for disk in &left {
-            if self.volume_is_open(disk.volume) && !plugged.iter().any(|one| one.id == disk_id(disk.volume)) {
-                return Err(fault::unresponsive("it has the disk open and cannot be asked for a snapshot"));
+    /// Takes it, or settles what an attempt left behind; goes on until it is known how it ended.
+    async fn snapshot_make(&self, id: SnapshotId, snapshot: &Snapshot) {
+        let mut backoff = Backoff::new(RETRY);
+        loop {
+            // Past its deadline the control plane has called it failed.
+            let (wanted, late) = match self.snapshot_phase(id) {
+                Some(SnapshotPhase::Creating) => (true, false),
+                Some(SnapshotPhase::Error) => (false, true),
+                Some(SnapshotPhase::Ready | SnapshotPhase::Reverting | SnapshotPhase::Deleting) | None => {
+                    return;
+                }
+            };
+            let taken = if wanted {
+                self.snapshot_take(snapshot).await
+            } else {
+                self.snapshot_settle(snapshot).await
+            };
+            match taken {
+                Ok(()) => return self.snapshot_report(id, SnapshotState::Ready),
+                Err(Untaken::Back(_)) if late => return,
+                Err(Untaken::Back(fault)) => {
+                    return self.snapshot_report(id, SnapshotState::Failed { fault });
+                }
+                Err(Untaken::Unknown(fault)) => {
+                    tracing::warn!(
+                        snapshot = %id, code = fault.code, reason = fault.message,
+                        "what became of a snapshot is not known yet",
+                    );
+                }
+            }
+            tokio::select! {
+                () = backoff.pause() => {}
+                () = self.stopping.cancelled() => return,
             }
         }
+    }
+
+    fn snapshot_phase(&self, id: SnapshotId) -> Option<SnapshotPhase> {
+        self.snapshots.0.lock().get(&id).map(|entry| entry.wanted.status.phase)
+    }
+
+    async fn snapshot_desk(&self, snapshot: &Snapshot) -> Result<Desk<'_>, Fault> {
+        let volumes: Vec<_> = snapshot.spec.disks.iter().map(|disk| disk.volume).collect();
+        self.desk(&volumes, || self.vm_of_snapshot(snapshot)).await
+    }
+
+    async fn snapshot_take(&self, snapshot: &Snapshot) -> Result<(), Untaken> {
+        let desk = self.snapshot_desk(snapshot).await.map_err(Untaken::Back)?;
+        let parts = self.parts(snapshot).await.map_err(Untaken::Unknown)?;
+        let untouched = parts.prepared.is_empty();
+        let unclear = |fault| if untouched { Untaken::Back(fault) } else { Untaken::Unknown(fault) };
+        let machine = desk.machine();
+        let plugged = self.plugged(snapshot, machine.as_ref()).await.map_err(unclear)?;
+        let is_plugged = |disk: &SnapshotDisk| plugged.iter().any(|one| one.id == disk_id(disk.volume));
         let mut overlays = Vec::new();
-        for disk in &left {
-            let plan = self.snapshot_prepare(disk).await;
-            match plan {
-                Ok(plan) => overlays.push((*disk, plan)),
+        for disk in snapshot.spec.disks.iter().filter(|disk| !parts.committed.contains(&disk.part)) {
+            // From an attempt that was cut off; a machine that is gone may have written to the new layer.
+            if parts.prepared.contains(&disk.part) && !is_plugged(disk) {
+                self.commit(disk).await.map_err(Untaken::Unknown)?;
+                continue;
+            }
+            match self.snapshot_prepare(disk).await {
+                Ok(plan) => overlays.push((disk, plan)),
                 Err(fault) => {
-                    // Nothing has been switched to yet.
-                    self.take_back(snapshot, machine.as_ref()).await;
-                    return Err(fault);
+                    // Nobody writes to the new layers of closed disks: they were made just now.
+                    return match self.take_back(snapshot, &plugged, Closed::Back).await {
+                        Ok(_) => Err(Untaken::Back(fault)),
+                        Err(unsettled) => Err(Untaken::Unknown(unsettled)),
+                    };
                 }
             }
         }
@@ -176,14 +232,59 @@ impl Host {
             && let Err(fault) = self.switch(machine, &plugged, &overlays).await
         {
             // QEMU did not answer, refused or died: what is true is asked of it, or told by its end.
-            let machine = handle.as_ref().and_then(|handle| handle.machine.lock().clone());
-            return if self.take_back(snapshot, machine.as_ref()).await { Ok(()) } else { Err(fault) };
+            let switching = !plugged.is_empty();
+            let machine = desk.machine();
+            let now = self.plugged(snapshot, machine.as_ref()).await.map_err(Untaken::Unknown)?;
+            let closed = if switching && now.is_empty() || switched(snapshot, &now) {
+                Closed::Forward
+            } else {
+                Closed::Back
+            };
+            return match self.take_back(snapshot, &now, closed).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Untaken::Back(fault)),
+                Err(unsettled) => Err(Untaken::Unknown(unsettled)),
+            };
         }
         for (disk, _) in overlays {
-            let commit = self.pool.snapshot_commit(disk.volume.0, disk.part);
-            self.pool("committing a snapshot", commit).await?;
+            self.commit(disk).await.map_err(Untaken::Unknown)?;
         }
         Ok(())
+    }
+
+    /// Ends what an attempt left behind.
+    async fn snapshot_settle(&self, snapshot: &Snapshot) -> Result<(), Untaken> {
+        let desk = self.snapshot_desk(snapshot).await.map_err(Untaken::Unknown)?;
+        let plugged = self.plugged(snapshot, desk.machine().as_ref()).await.map_err(Untaken::Unknown)?;
+        match self.take_back(snapshot, &plugged, Closed::Forward).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Untaken::Back(fault::fault("not_taken", "the snapshot was taken back"))),
+            Err(fault) => Err(Untaken::Unknown(fault)),
+        }
+    }
+
+    /// The snapshot's disks that QEMU has. Fails while it cannot be said of one that may be open.
+    async fn plugged(
+        &self,
+        snapshot: &Snapshot,
+        machine: Option<&Arc<dyn Machine>>,
+    ) -> Result<Vec<qemu::DiskState>, Fault> {
+        let mut plugged = match machine {
+            Some(machine) => self.disks_of(machine).await?,
+            None => Vec::new(),
+        };
+        plugged.retain(|one| snapshot.spec.disks.iter().any(|disk| one.id == disk_id(disk.volume)));
+        for disk in &snapshot.spec.disks {
+            if self.volume_is_open(disk.volume) && !plugged.iter().any(|one| one.id == disk_id(disk.volume)) {
+                let reason = format!("it may have volume {} open and does not say so", disk.name);
+                return Err(fault::unresponsive(&reason));
+            }
+        }
+        Ok(plugged)
+    }
+
+    async fn commit(&self, disk: &SnapshotDisk) -> Result<(), Fault> {
+        self.pool("committing a snapshot", self.pool.snapshot_commit(disk.volume.0, disk.part)).await
     }
 
     async fn snapshot_prepare(&self, disk: &SnapshotDisk) -> Result<SnapshotPlan, Fault> {
@@ -217,63 +318,46 @@ impl Host {
         Ok(())
     }
 
-    /// Settles every prepared part: forward where QEMU writes to the new layer and where nobody has the disk open, back
-    /// where QEMU writes to the old one. Without an answer nothing is touched; the next look finishes it. True when the
-    /// snapshot is whole.
-    async fn take_back(&self, snapshot: &Snapshot, machine: Option<&Arc<dyn Machine>>) -> bool {
-        let Ok(prepared) = self.parts_prepared().await else { return false };
-        let plugged = match machine {
-            None => Vec::new(),
-            Some(machine) => match self.disks_of(machine).await {
-                Ok(plugged) => plugged,
-                Err(fault) => {
-                    tracing::warn!(reason = fault.message, "what became of a snapshot is not known yet");
-                    return false;
-                }
-            },
-        };
+    /// Settles every prepared part: a disk that QEMU has goes forward where it writes to the new layer and back where it
+    /// writes to the old one. True when the snapshot is whole.
+    async fn take_back(
+        &self,
+        snapshot: &Snapshot,
+        plugged: &[qemu::DiskState],
+        closed: Closed,
+    ) -> Result<bool, Fault> {
+        let parts = self.parts(snapshot).await?;
         let mut whole = true;
-        for disk in &snapshot.spec.disks {
-            if !prepared.contains(&disk.part) {
-                continue;
-            }
-            let state = plugged.iter().find(|one| one.id == disk_id(disk.volume));
-            if state.is_none() && self.volume_is_open(disk.volume) && machine.is_some() {
+        for disk in snapshot.spec.disks.iter().filter(|disk| !parts.committed.contains(&disk.part)) {
+            let forward = match plugged.iter().find(|one| one.id == disk_id(disk.volume)) {
+                Some(state) => state.top.as_deref() == Some(&layer_name(disk.layer)),
+                None => closed == Closed::Forward,
+            };
+            if !parts.prepared.contains(&disk.part) {
                 whole = false;
-                continue;
-            }
-            let forward = state.is_none_or(|one| one.top.as_deref() == Some(&layer_name(disk.layer)));
-            let settled = if forward {
-                self.pool("committing a snapshot", self.pool.snapshot_commit(disk.volume.0, disk.part)).await
+            } else if forward {
+                self.commit(disk).await?;
             } else {
                 whole = false;
-                self.pool("taking back a snapshot", self.pool.snapshot_abort(disk.volume.0, disk.part)).await
-            };
-            if let Err(fault) = settled {
-                tracing::warn!(reason = fault.message, "a snapshot is not settled yet");
-                whole = false;
+                let abort = self.pool.snapshot_abort(disk.volume.0, disk.part);
+                self.pool("taking back a snapshot", abort).await?;
             }
         }
-        whole
+        Ok(whole)
     }
 
-    async fn parts_committed(&self) -> Result<HashSet<Uuid>, Fault> {
-        let all = self.pool("listing the snapshots", self.pool.snapshot_list()).await?;
-        Ok(all.into_iter().filter(|part| !part.prepared).map(|part| part.id).collect())
-    }
-
-    async fn parts_prepared(&self) -> Result<HashSet<Uuid>, Fault> {
-        let all = self.pool("listing the snapshots", self.pool.snapshot_list()).await?;
-        Ok(all.into_iter().filter(|part| part.prepared).map(|part| part.id).collect())
+    /// What the pool has of a snapshot.
+    async fn parts(&self, snapshot: &Snapshot) -> Result<Parts, Fault> {
+        let mut all = self.pool("listing the snapshots", self.pool.snapshot_list()).await?;
+        all.retain(|part| snapshot.spec.disks.iter().any(|disk| disk.part == part.id));
+        let (prepared, committed): (Vec<_>, Vec<_>) = all.into_iter().partition(|part| part.prepared);
+        let ids = |parts: Vec<SnapshotInfo>| parts.into_iter().map(|part| part.id).collect();
+        Ok(Parts { committed: ids(committed), prepared: ids(prepared) })
     }
 
     async fn snapshot_revert(&self, snapshot: &Snapshot, layers: &[Uuid]) -> Result<(), Fault> {
-        let handle = self.vm_of_snapshot(snapshot);
-        let _disks = match &handle {
-            Some(handle) => Some(handle.disks.lock().await),
-            None => None,
-        };
-        let committed = self.parts_committed().await?;
+        let _desk = self.snapshot_desk(snapshot).await?;
+        let committed = self.parts(snapshot).await?.committed;
         for disk in &snapshot.spec.disks {
             if self.volume_is_open(disk.volume) {
                 let message = format!("volume {} is in use; stop the VM first: ostler vm stop", disk.name);
@@ -285,9 +369,17 @@ impl Host {
                 return Err(fault::fault("snapshot_missing", message));
             }
         }
-        for (disk, layer) in snapshot.spec.disks.iter().zip(layers) {
+        for (number, (disk, layer)) in snapshot.spec.disks.iter().zip(layers).enumerate() {
             let revert = self.pool.snapshot_revert(disk.volume.0, disk.part, *layer);
-            self.pool(&format!("putting back volume {}", disk.name), revert).await?;
+            let what = format!("putting back volume {}", disk.name);
+            self.pool(&what, revert).await.map_err(|mut fault| {
+                if number > 0 {
+                    fault
+                        .message
+                        .push_str("; volumes before it are put back: revert again before the VM starts");
+                }
+                fault
+            })?;
         }
         Ok(())
     }
@@ -304,20 +396,21 @@ impl Host {
                 () = backoff.pause() => {}
                 () = self.stopping.cancelled() => return,
             }
+            if self.snapshot_phase(id) != Some(SnapshotPhase::Deleting) {
+                return;
+            }
         }
         self.collect().await;
         self.snapshot_report(id, SnapshotState::Gone);
     }
 
     async fn snapshot_drop(&self, snapshot: &Snapshot) -> Result<(), Fault> {
-        let handle = self.vm_of_snapshot(snapshot);
-        let _disks = match &handle {
-            Some(handle) => Some(handle.disks.lock().await),
-            None => None,
-        };
+        let desk = self.snapshot_desk(snapshot).await?;
         // One that was cut off while it was taken is settled first.
-        let machine = handle.as_ref().and_then(|handle| handle.machine.lock().clone());
-        self.take_back(snapshot, machine.as_ref()).await;
+        if !self.parts(snapshot).await?.prepared.is_empty() {
+            let plugged = self.plugged(snapshot, desk.machine().as_ref()).await?;
+            self.take_back(snapshot, &plugged, Closed::Forward).await?;
+        }
         for disk in &snapshot.spec.disks {
             self.pool("deleting a snapshot", self.pool.snapshot_delete(disk.part)).await?;
         }
@@ -332,5 +425,6 @@ impl Host {
             Ok(removed) => tracing::info!(layers = removed.len(), "layers that nothing needed are removed"),
             Err(fault) => tracing::warn!(reason = fault.message, "layers that nothing needs stay"),
         }
+        self.tidy.wake();
     }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use ostler_api::vm::Vm;
 use ostler_api::vm_action::VmTask as Task;
-use ostler_api::{Fault, VolumeId};
+use ostler_api::{Fault, VmId, VolumeId};
 use ostler_qemu::Machine;
 
 use crate::fault;
-use crate::host::within;
+use crate::host::{Host, within};
 use crate::keep::Durable;
 use crate::machine_spec::{disk_id, disk_spec};
 use crate::vm_task::{Outcome, VmTask};
@@ -21,20 +21,43 @@ use crate::vm_task::{Outcome, VmTask};
 /// How long a guest may take to let a disk go.
 const GUEST_PATIENCE: Duration = Duration::from_secs(15);
 
+impl Host {
+    /// Refuses a volume that another machine has open: two writers would destroy it.
+    pub(crate) fn check_elsewhere(&self, volume: VolumeId, vm: VmId) -> Result<(), Fault> {
+        match self.open_elsewhere(volume, vm) {
+            None => Ok(()),
+            Some(other) => Err(fault::fault(
+                "volume_in_use",
+                format!("volume {volume} is still open in the machine of VM {other}; stop that one first"),
+            )),
+        }
+    }
+}
+
 impl VmTask {
     /// Plugs in a disk that the VM's list has. Without a machine there is nothing to do: the next start takes it along.
     pub(crate) async fn attach(&mut self, vm: &Arc<Vm>, task: &Task, volume: VolumeId) -> Outcome {
         let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
-        let Some(machine) = self.machine() else { return Outcome::Done };
-        let _disks = handle.disks.lock().await;
+        let Some(machine) = self.machine() else { return self.without_machine() };
+        let _disks = tokio::select! {
+            biased;
+            () = Self::called_off(&host, &handle, task) => return Outcome::Superseded,
+            disks = handle.lock_disks() => disks,
+        };
         let Some(listed) = vm.spec.disks.iter().find(|disk| disk.volume == volume) else {
             return fault::fault("volume_missing", format!("volume {volume} is not a disk of this VM"))
                 .into();
         };
         if let Err(fault) = self.note_open(volume).await {
+            self.note_closed(volume).await;
             return fault.into();
         }
         let plug = async {
+            host.check_elsewhere(volume, handle.id)?;
+            // By an earlier agent, which was not there any more to say so. Its files are in use.
+            if host.has_disk(&machine, volume).await? {
+                return Ok(());
+            }
             let layers = host.volume_ready(volume).await?;
             let spec = disk_spec(listed, &layers, None)
                 .map_err(|error| fault::fault("machine_invalid", error.to_string()))?;
@@ -62,25 +85,33 @@ impl VmTask {
     /// Asks the guest to let a disk go and closes it.
     pub(crate) async fn detach(&mut self, task: &Task, volume: VolumeId) -> Outcome {
         let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
-        let Some(machine) = self.machine() else { return Outcome::Done };
-        let _disks = handle.disks.lock().await;
+        let Some(machine) = self.machine() else { return self.without_machine() };
         let id = disk_id(volume);
         let what = "pulling out a disk";
         let limit = host.config.times.ask + GUEST_PATIENCE;
-        let pull = within(what, limit, machine.disk_detach(&id, GUEST_PATIENCE));
+        let pull = async {
+            let _disks = handle.lock_disks().await;
+            let _hold = host.hold(&[volume]).await?;
+            let pulled = within(what, limit, machine.disk_detach(&id, GUEST_PATIENCE)).await?;
+            pulled.map_err(|error| fault::machine_failed(what, &error))
+        };
         let pulled = tokio::select! {
             biased;
             () = Self::called_off(&host, &handle, task) => return Outcome::Superseded,
             pulled = pull => pulled,
         };
         match pulled {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 self.note_closed(volume).await;
                 Outcome::Done
             }
-            Ok(Err(error)) => fault::machine_failed(what, &error).into(),
-            Err(late) => late.into(),
+            Err(fault) => fault.into(),
         }
+    }
+
+    /// There is nothing to plug in or out, unless a process exists that does not answer.
+    fn without_machine(&self) -> Outcome {
+        if self.stray { self.not_running().into() } else { Outcome::Done }
     }
 
     fn machine(&self) -> Option<Arc<dyn Machine>> {
@@ -103,5 +134,6 @@ impl VmTask {
         self.persist_or_warn(Durable::Agent).await;
         self.open_recorded();
         self.host.disks_released.notify_waiters();
+        self.host.tidy.wake_postponed(&[volume]);
     }
 }

@@ -12,7 +12,8 @@ use ostler_api::vm_action::VmTask as Task;
 use ostler_api::{VmId, VolumeId};
 use ostler_qemu::Machine;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::console::Hub;
@@ -62,7 +63,9 @@ pub(crate) struct VmHandle {
     /// Volumes that its machine has open.
     pub(crate) open: Mutex<Vec<VolumeId>>,
     /// Held by whoever changes what its disks are made of. Taken before any volume's own lock.
-    pub(crate) disks: tokio::sync::Mutex<()>,
+    disks: Arc<tokio::sync::Mutex<()>>,
+    /// Cancelled once its task has looked whether there is a machine.
+    pub(crate) adopted: CancellationToken,
     /// Where the console is logged now, while a machine lives.
     pub(crate) console_log: Mutex<Option<PathBuf>>,
     /// The console's hub, while somebody watches.
@@ -79,11 +82,19 @@ impl VmHandle {
             bell: Notify::new(),
             machine: Mutex::new(None),
             open: Mutex::default(),
-            disks: tokio::sync::Mutex::default(),
+            disks: Arc::default(),
+            adopted: CancellationToken::new(),
             console_log: Mutex::default(),
             hub: crate::console::none(),
             estranged: AtomicBool::new(false),
         })
+    }
+
+    /// What its disks are made of stays as it is while this is held. Until it is known whether there is a machine nobody
+    /// may say that its disks are closed, so that is waited for.
+    pub(crate) async fn lock_disks(&self) -> OwnedMutexGuard<()> {
+        self.adopted.cancelled().await;
+        Arc::clone(&self.disks).lock_owned().await
     }
 
     /// Called by the session. Only the newest wish counts.

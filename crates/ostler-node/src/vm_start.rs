@@ -29,8 +29,12 @@ impl VmTask {
             Err(fault) => return fault.into(),
         }
         self.vm = Some(Arc::clone(vm));
-        let handle = Arc::clone(&self.handle);
-        let _disks = handle.disks.lock().await;
+        let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
+        let _disks = tokio::select! {
+            biased;
+            () = Self::called_off(&host, &handle, task) => return Outcome::Superseded,
+            disks = handle.lock_disks() => disks,
+        };
         let run = self.new_run();
         // From here on no volume is deleted under the start.
         self.handle.open.lock().clone_from(&run.volumes);
@@ -196,8 +200,7 @@ impl VmTask {
         if let Err(fault) = self.retire().await {
             tracing::warn!(reason = fault.message, "what is left of the start stays");
             self.record.run = None;
-            self.handle.open.lock().clear();
-            self.host.disks_released.notify_waiters();
+            self.let_go();
         }
         self.persist_or_warn(Durable::Agent).await;
         self.sight = Sight { fault: why, ..self.rest() };
@@ -219,6 +222,7 @@ async fn machine_for(
     let accelerator = accelerator_for(host, vm, hardware.as_ref().filter(|_| restoring)).await?;
     let mut disks = Vec::with_capacity(vm.spec.disks.len());
     for disk in &vm.spec.disks {
+        host.check_elsewhere(disk.volume, vm.metadata.id.into())?;
         disks.push(host.volume_ready(disk.volume).await?);
     }
     let mut files = [None, None, None];

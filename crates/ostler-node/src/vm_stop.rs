@@ -195,9 +195,15 @@ impl VmTask {
         self.live = None;
         self.stray = false;
         self.record.run = None;
-        self.handle.open.lock().clear();
-        self.host.disks_released.notify_waiters();
+        self.let_go();
         Ok(())
+    }
+
+    /// Its disks are closed.
+    pub(crate) fn let_go(&self) {
+        let closed = std::mem::take(&mut *self.handle.open.lock());
+        self.host.disks_released.notify_waiters();
+        self.host.tidy.wake_postponed(&closed);
     }
 
     /// Drops saved memory: first from the record, so that it is never restored over disks that went on.

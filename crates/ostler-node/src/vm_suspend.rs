@@ -35,6 +35,19 @@ impl VmTask {
             return fault::fault("save_failed", format!("no directory for the machine's memory: {error}"))
                 .into();
         }
+        let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
+        let volumes: Vec<_> = handle.open.lock().clone();
+        // No snapshot is taken and nothing is merged in the middle of it.
+        let still = async { (handle.lock_disks().await, host.hold(&volumes).await) };
+        let (_disks, hold) = tokio::select! {
+            biased;
+            () = Self::called_off(&host, &handle, task) => return Outcome::Superseded,
+            still = still => still,
+        };
+        let _hold = match hold {
+            Ok(hold) => hold,
+            Err(fault) => return fault.into(),
+        };
         match self.save(task, &machine, &state).await {
             Outcome::Done => {}
             other => {

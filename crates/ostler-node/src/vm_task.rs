@@ -173,6 +173,7 @@ impl VmTask {
 
     async fn run(mut self, found: Option<Survey>) {
         Box::pin(self.adopt(found)).await;
+        self.handle.adopted.cancel();
         while !self.host.stopping.is_cancelled() {
             let (wanted, compare) = self.handle.take();
             match wanted {

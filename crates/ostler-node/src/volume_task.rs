@@ -15,7 +15,7 @@ use ostler_api::{ByteSize, Fault, VolumeId};
 use ostler_qemu::Machine;
 use ostler_storage::{Layer, NewVolume, StorageError, VolumeInfo, VolumeSource};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use uuid::Uuid;
 
 use crate::fault;
@@ -39,8 +39,9 @@ pub(crate) struct Volumes {
 struct Entry {
     id: VolumeId,
     slot: Mutex<Slot>,
-    /// Held while the volume's file is made or deleted.
-    work: tokio::sync::Mutex<()>,
+    /// Held while the volume's files are made, changed or deleted with no machine having them open. Who opens them says so
+    /// first (`VmHandle::open`) and takes this then, so that each sees the other.
+    work: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Volumes {
     fn entry(&self, id: VolumeId, record: Option<VolumeRecord>) -> Arc<Entry> {
         let new =
             || Slot { wanted: Wanted::Unknown, made: false, attempts: 0, failed: None, record, busy: false };
-        let entry = || Arc::new(Entry { id, slot: Mutex::new(new()), work: tokio::sync::Mutex::new(()) });
+        let entry = || Arc::new(Entry { id, slot: Mutex::new(new()), work: Arc::default() });
         Arc::clone(self.entries.lock().entry(id).or_insert_with(entry))
     }
 
@@ -80,6 +81,12 @@ impl Volumes {
         for (id, record) in records {
             self.entry(id, Some(record));
         }
+    }
+
+    /// The lock of one volume's files.
+    pub(crate) async fn lock(&self, id: VolumeId) -> OwnedMutexGuard<()> {
+        let work = Arc::clone(&self.entry(id, None).work);
+        work.lock_owned().await
     }
 
     pub(crate) fn known(&self) -> Vec<VolumeId> {
@@ -137,6 +144,7 @@ impl Host {
         let entry = self.volume_announced(id).await?;
         let since = entry.slot.lock().attempts;
         self.volume_make(&entry, since, false).await?;
+        let _hold = self.hold(&[id]).await?;
         let what = format!("volume {id} cannot be opened");
         // Nobody has it open: a snapshot that was cut off is finished before anything is written again.
         let recovered = within(&what, self.config.times.pool, self.pool.recover(id.0)).await?;
@@ -282,27 +290,43 @@ impl Host {
 
     /// Makes a volume that is there as large as it is wanted: through its machine when one has it open, else in the pool.
     async fn volume_grow(&self, entry: &Entry) {
-        let vm = self.vm_of(entry.id);
-        let _disks = match &vm {
-            Some(vm) => Some(vm.disks.lock().await),
-            None => None,
+        let desk = match self.desk(&[entry.id], || self.vm_of(entry.id)).await {
+            Ok(desk) => desk,
+            Err(fault) => {
+                tracing::warn!(volume = %entry.id, reason = fault.message, "not grown yet");
+                return;
+            }
         };
-        let _work = entry.work.lock().await;
-        let wanted = match &entry.slot.lock().wanted {
-            Wanted::Placed { volume, .. } if volume.metadata.deleted.is_none() => volume.spec.size,
+        let (wanted, told) = match &entry.slot.lock().wanted {
+            Wanted::Placed { volume, .. } if volume.metadata.deleted.is_none() => {
+                (volume.spec.size, volume.status.size)
+            }
             Wanted::Placed { .. } | Wanted::Missing | Wanted::Unknown => return,
         };
         let now = match self.volume_now(entry.id).await {
             Ok(now) if now.virtual_size < wanted.0 => now,
-            Ok(_) | Err(_) => return,
+            Ok(now) => {
+                // By an agent that could not say so any more.
+                if told.is_some_and(|told| told.0 < now.virtual_size) {
+                    self.volume_report(entry.id, ready(&now));
+                }
+                return;
+            }
+            Err(fault) => {
+                tracing::warn!(volume = %entry.id, reason = fault.message, "not grown yet");
+                return;
+            }
         };
-        let machine = vm.as_ref().and_then(|vm| vm.machine.lock().clone());
-        let grown = match self.volume_grow_to(entry.id, machine.as_ref(), wanted).await {
+        let grown = match self.volume_grow_to(entry.id, desk.machine().as_ref(), wanted).await {
             Ok(()) => self.volume_now(entry.id).await,
             Err(fault) => Err(fault),
         };
         match grown {
-            Ok(info) => self.volume_report(entry.id, ready(&info)),
+            // A machine may have grown it before the pool shows it.
+            Ok(info) => {
+                let info = VolumeInfo { virtual_size: info.virtual_size.max(wanted.0), ..info };
+                self.volume_report(entry.id, ready(&info));
+            }
             Err(fault) => {
                 tracing::warn!(volume = %entry.id, code = fault.code, reason = fault.message, "not grown");
                 let size = self.volume_now(entry.id).await.map_or(now.virtual_size, |info| info.virtual_size);
@@ -369,12 +393,13 @@ impl Host {
                 continue;
             }
             let what = format!("volume {} cannot be deleted", entry.id);
-            let delete = within(&what, self.config.times.pool, self.pool.volume_delete(entry.id.0)).await;
-            let fault = match delete {
-                Ok(Ok(())) => break,
-                Ok(Err(error)) => fault::storage_failed(&what, &error),
-                Err(late) => late,
+            let delete = async {
+                let _hold = self.hold(&[entry.id]).await?;
+                let delete = self.pool.volume_delete(entry.id.0);
+                let deleted = within(&what, self.config.times.pool, delete).await?;
+                deleted.map_err(|error| fault::storage_failed(&what, &error))
             };
+            let Err(fault) = delete.await else { break };
             tracing::warn!(volume = %entry.id, code = fault.code, reason = fault.message, "not deleted yet");
             if answer {
                 self.volume_report(entry.id, VolumeState::Failed { fault });

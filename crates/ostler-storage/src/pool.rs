@@ -132,7 +132,20 @@ impl Layer {
     pub fn id(&self) -> Option<Uuid> {
         self.path.file_stem()?.to_str()?.parse().ok()
     }
+
+    /// What the header of a layer that stands on this one says of it. For QEMU, which writes that header when it has merged
+    /// layers of an open volume and knows its files as descriptors only.
+    pub fn backing_name(&self) -> Option<String> {
+        let name = self.path.file_name()?.to_str()?;
+        Some(match self.id() {
+            Some(_) => name.to_owned(),
+            None => format!("{IMAGES}{name}"),
+        })
+    }
 }
+
+/// What a layer's header says before the file name of an image.
+const IMAGES: &str = "../images/";
 
 /// A place for cached images and volumes. All calls may be repeated at any time, also after a crash in the middle.
 #[async_trait]

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +46,14 @@ pub(crate) struct Counts {
     pub(crate) presses: AtomicUsize,
     pub(crate) merges: AtomicUsize,
     pub(crate) live_merges: AtomicUsize,
+    /// How long the pool takes over a merge, in milliseconds.
+    merge_millis: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn merge_takes(&self, span: Duration) {
+        self.merge_millis.store(span.as_millis() as u64, Ordering::Relaxed);
+    }
 }
 
 impl Life {
@@ -372,7 +380,15 @@ impl<P: Pool> Pool for Mortal<P> {
     }
     async fn merge(&self, layer: Uuid, child: Uuid, work: &Work) -> Result<(), StorageError> {
         self.life.counts.merges.fetch_add(1, Ordering::Relaxed);
-        self.life.call(self.inner.merge(layer, child, work)).await
+        let span = Duration::from_millis(self.life.counts.merge_millis.load(Ordering::Relaxed));
+        let merge = async {
+            tokio::select! {
+                () = tokio::time::sleep(span) => {}
+                () = work.cancel.cancelled() => {}
+            }
+            self.inner.merge(layer, child, work).await
+        };
+        self.life.call(merge).await
     }
     async fn audit(&self) -> Result<Audit, StorageError> {
         self.life.call(self.inner.audit()).await

@@ -2,6 +2,7 @@
 
 mod actions;
 mod crash;
+mod disks;
 mod ends;
 mod faults;
 mod guard;
@@ -11,5 +12,7 @@ mod plane;
 mod random;
 mod restart;
 mod site;
+mod snapshots;
 mod streams;
+mod tidy;
 mod volumes;

@@ -177,14 +177,11 @@ impl Plane {
             let id = VolumeId::new();
             let mut metadata = Metadata::new(id.0, name("web-root"), Some(name("default")));
             metadata.revision = inner.bump();
-            let spec = VolumeSpec { size: ByteSize::mib(64), image, snapshot, vm: None, protected: false };
+            let spec = VolumeSpec { image, snapshot, ..VolumeSpec::blank(ByteSize::mib(64)) };
             let status = VolumeStatus {
                 phase: VolumePhase::Creating,
-                reason: None,
                 node: Some(name("n1")),
-                used: None,
-                size: None,
-                snapshot: None,
+                ..VolumeStatus::pending()
             };
             inner.volumes.insert(id, Volume { metadata, spec, status });
             inner.send_volume(id);
@@ -564,6 +561,10 @@ impl Inner {
                 volume.status.size = Some(size);
                 volume.status.phase = VolumePhase::Ready;
                 volume.status.reason = None;
+            }
+            VolumeState::Flattening { .. } => {}
+            VolumeState::Flattened { operation, .. } | VolumeState::NotFlattened { operation, .. } => {
+                volume.status.flatten.take_if(|wanted| *wanted == operation);
             }
             VolumeState::NotGrown { size, .. } => {
                 self.not_grown += 1;

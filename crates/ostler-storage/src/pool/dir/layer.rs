@@ -12,7 +12,7 @@ use crate::{
     ImageFormat, ImageRef, StorageError,
     files::{self, Context},
     pool::{
-        Layer, conflict,
+        IMAGES, Layer, conflict,
         tree::{Base, Chain, ChainError, Node, Record},
         volume_missing,
     },
@@ -20,8 +20,6 @@ use crate::{
     qcow2,
 };
 
-/// What a layer's header says before its backing image.
-const IMAGES: &str = "../images/";
 /// Bytes in which a layer's header ends, with all that QEMU adds to it: names of features, a list of bitmaps.
 const HEADER: usize = 4096;
 /// Largest pointer or record that is read.
@@ -253,6 +251,17 @@ mod tests {
         ] {
             assert_eq!(backing(&name, format), None, "{name} {format:?}");
         }
+    }
+
+    #[test]
+    fn a_file_is_named_to_qemu_as_in_our_headers() {
+        let id = Uuid::now_v7();
+        let layer = Layer { path: format!("/pool/volumes/{id}.qcow2").into(), format: ImageFormat::Qcow2 };
+        assert_eq!(layer.backing_name().unwrap(), layer_name(id));
+        let image = ImageRef { sha256: "a".repeat(64), format: ImageFormat::Raw };
+        let path = format!("/pool/images/{}", image.file_name().unwrap()).into();
+        let file = Layer { path, format: ImageFormat::Raw };
+        assert_eq!(file.backing_name().unwrap(), image_name(&image).unwrap());
     }
 
     #[test]
