@@ -9,13 +9,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ostler_api::AcceleratorWish;
+use ostler_api::image::{ImageFormat, ImageUse};
+use ostler_api::snapshot::SnapshotPhase;
 use ostler_api::vm::{EndCause, MachineState, Publish};
 use ostler_api::vm_action::VmAction;
+use ostler_api::volume::VolumePhase;
 use ostler_api::work::StreamKind;
+use ostler_api::{AcceleratorWish, ByteSize, ImageId, VolumeId};
 use ostler_node::{Agent, AgentConfig};
 use ostler_qemu::{QemuConfig, QemuHypervisor};
-use ostler_storage::DirPool;
+use ostler_storage::{DirPool, Layer, Pool};
 use plane::{Plane, name};
 use tokio_util::sync::CancellationToken;
 
@@ -139,6 +142,91 @@ async fn a_port_in_use_is_named_and_free_again_after() {
     plane.done(vm, VmAction::Start).await;
     plane.done(vm, VmAction::Stop).await;
     TcpListener::bind(("127.0.0.1", port)).unwrap();
+    plane.done(vm, VmAction::Delete).await;
+    kill(agent).await;
+}
+
+static IMAGE: [u8; 1 << 20] = [b'Z'; 1 << 20];
+const IMAGE_SHA256: &str = "bf63d8a95fcc2e64619813aae35fdcbe871fdd9264caa3f365eb3aed0f679129";
+
+/// Reads or writes a pattern in a volume that nobody has open.
+fn qemu_io(top: &Layer, command: &str) {
+    let out =
+        std::process::Command::new("qemu-io").args(["-f", "qcow2", "-c", command]).arg(&top.path).output();
+    let out = out.unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success() && !said.contains("failed"), "{command}: {said}");
+}
+
+async fn chain_is(pool: &DirPool, volume: VolumeId, depth: u32) -> Vec<Layer> {
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let info = pool.volume_info(volume.0).await.unwrap().unwrap();
+        if info.depth == depth {
+            return pool.volume_layers(volume.0).await.unwrap();
+        }
+        assert!(std::time::Instant::now() < until, "{} layers and not {depth}", info.depth);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Merges by QEMU over an image, and by the pool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chains_are_shortened_and_read_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let plane = Plane::new();
+    let _cleanup = Cleanup(Arc::clone(&plane));
+    let agent = agent(dir.path(), &plane);
+    plane.with(|inner| inner.image_bytes = Some(&IMAGE));
+    let image = ImageUse {
+        image: ImageId::new(),
+        sha256: IMAGE_SHA256.to_owned(),
+        format: ImageFormat::Raw,
+        virtual_size: ByteSize::mib(1),
+    };
+    let volume = plane.volume_create(Some(image));
+    plane.volume_phase(volume, VolumePhase::Ready).await;
+    let vm = plane.vm_create();
+    plane.vm_change(vm, |vm| {
+        vm.spec.accelerator = AcceleratorWish::Tcg;
+        vm.spec.disks[0].volume = volume;
+    });
+    let pool = DirPool::open(dir.path().join("pool")).unwrap();
+
+    let mut taken = Vec::new();
+    for number in 1..=5 {
+        let layers = chain_is(&pool, volume, number).await;
+        qemu_io(&layers[0], &format!("write -P {number} {number}M 1M"));
+        qemu_io(&layers[0], &format!("write -P {number} 10M 64k"));
+        taken.push(plane.snapshot_taken(vm).await);
+    }
+    plane.done(vm, VmAction::Start).await;
+    for snapshot in [taken[1], taken[2], taken[3]] {
+        plane.snapshot_delete(snapshot);
+        plane.snapshot_gone(snapshot).await;
+    }
+    for snapshot in [taken[4], taken[0]] {
+        plane.snapshot_delete(snapshot);
+        plane.snapshot_gone(snapshot).await;
+    }
+    let layers = chain_is(&pool, volume, 1).await;
+    assert!(layers[1].path.to_str().unwrap().contains(IMAGE_SHA256), "{layers:?}");
+    // It is one more layer that is switched to, so the machine has what the pool has.
+    let snapshot = plane.snapshot_taken(vm).await;
+    plane.done(vm, VmAction::Stop).await;
+    plane.snapshot_delete(snapshot);
+    plane.snapshot_gone(snapshot).await;
+    let layers = chain_is(&pool, volume, 1).await;
+    qemu_io(&layers[0], "read -P 0x5a 0 1M");
+    for number in 1..=5 {
+        qemu_io(&layers[0], &format!("read -P {number} {number}M 1M"));
+    }
+    qemu_io(&layers[0], "read -P 5 10M 64k");
+    assert_eq!(
+        plane.with(|inner| inner.snapshots.values().map(|one| one.status.phase).collect::<Vec<_>>()),
+        [] as [SnapshotPhase; 0]
+    );
+    plane.done(vm, VmAction::Start).await;
     plane.done(vm, VmAction::Delete).await;
     kill(agent).await;
 }
