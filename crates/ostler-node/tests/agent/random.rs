@@ -3,16 +3,28 @@
 
 use std::time::Duration;
 
+use ostler_api::snapshot::{Snapshot, SnapshotPhase};
 use ostler_api::vm::MachineState;
 use ostler_api::vm_action::VmAction;
+use ostler_api::{SnapshotId, Time};
 use ostler_qemu::SimOperation;
+use ostler_storage::Pool;
 use proptest::prelude::*;
 
+use crate::disks::writes_to_the_tops;
 use crate::site::{Site, eventually};
 
 #[derive(Debug, Clone)]
 enum Event {
     Act(VmAction),
+    /// With a disk made for it.
+    Attach,
+    /// The last disk, unless it is the only one.
+    Detach,
+    Snapshot,
+    /// Of the snapshots that are ready, the one of this number.
+    Revert(usize),
+    SnapshotDelete(usize),
     Wait(u64),
     KillAgent,
     EndAgent,
@@ -47,9 +59,19 @@ fn event() -> impl Strategy<Value = Event> {
         Just(SimOperation::Resume),
         Just(SimOperation::Save),
         Just(SimOperation::Quit),
+        Just(SimOperation::Disks),
+        Just(SimOperation::DiskAttach),
+        Just(SimOperation::DiskDetach),
+        Just(SimOperation::DiskSnapshot),
+        Just(SimOperation::DiskStream),
     ];
     prop_oneof![
         8 => action.prop_map(Event::Act),
+        1 => Just(Event::Attach),
+        1 => Just(Event::Detach),
+        3 => Just(Event::Snapshot),
+        1 => any::<usize>().prop_map(Event::Revert),
+        2 => any::<usize>().prop_map(Event::SnapshotDelete),
         6 => (0u64..20_000).prop_map(Event::Wait),
         2 => Just(Event::KillAgent),
         1 => Just(Event::EndAgent),
@@ -65,6 +87,16 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// One of the snapshots that are ready.
+fn ready(plane: &crate::plane::Plane, number: usize) -> Option<SnapshotId> {
+    plane.with(|inner| {
+        let ready = |one: &&Snapshot| one.status.phase == SnapshotPhase::Ready;
+        let all: Vec<_> = inner.snapshots.values().filter(ready).collect();
+        let one = all.get(number.checked_rem(all.len())?)?;
+        Some(one.metadata.id.into())
+    })
+}
+
 async fn play(events: Vec<Event>) {
     let mut site = Site::new();
     let plane = std::sync::Arc::clone(&site.plane);
@@ -73,6 +105,27 @@ async fn play(events: Vec<Event>) {
     for (number, event) in events.into_iter().enumerate() {
         match event {
             Event::Act(action) => drop(plane.act(vm, action)),
+            Event::Attach => {
+                let volume = plane.volume_create(None);
+                plane.attach(vm, volume);
+            }
+            Event::Detach => {
+                let disks = plane.with(|inner| inner.vms[&vm].spec.disks.clone());
+                if let [_, .., last] = &disks[..] {
+                    plane.act(vm, VmAction::Detach { volume: last.volume });
+                }
+            }
+            Event::Snapshot => drop(plane.snapshot_vm(vm)),
+            Event::Revert(number) => {
+                if let Some(snapshot) = ready(&plane, number) {
+                    plane.snapshot_revert(snapshot);
+                }
+            }
+            Event::SnapshotDelete(number) => {
+                if let Some(snapshot) = ready(&plane, number) {
+                    plane.snapshot_delete(snapshot);
+                }
+            }
             Event::Wait(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
             Event::KillAgent => {
                 agent.kill().await;
@@ -98,6 +151,7 @@ async fn play(events: Vec<Event>) {
             Event::LoseReplies(times) => plane.with(|inner| inner.replies_lost = times),
         }
         assert!(site.host.living() <= 1);
+        assert_eq!(site.pool.audit().await.unwrap().broken, []);
     }
     site.host.clear_faults();
     // Whatever happened, what was asked last is answered.
@@ -110,10 +164,26 @@ async fn play(events: Vec<Event>) {
     let told = plane.observed(vm).map_or(MachineState::Absent, |seen| seen.state);
     let none = matches!(told, MachineState::Absent | MachineState::Saved);
     assert_eq!(site.host.living(), usize::from(!none), "told {told}");
+    let settled = |inner: &crate::plane::Inner| {
+        let rests = |phase| matches!(phase, SnapshotPhase::Ready | SnapshotPhase::Error);
+        inner.snapshots.values().all(|one| rests(one.status.phase)).then_some(())
+    };
+    plane.wait("the ends of all snapshots", settled).await;
+    assert!(site.pool.snapshot_list().await.unwrap().iter().all(|part| !part.prepared));
+    writes_to_the_tops(&site, vm).await;
     plane.done(vm, VmAction::Stop).await;
     plane.done(vm, VmAction::Start).await;
+    writes_to_the_tops(&site, vm).await;
     assert_eq!((plane.observed(vm).unwrap().state, site.host.living()), (MachineState::Running, 1));
+    for snapshot in plane.with(|inner| inner.snapshots.keys().copied().collect::<Vec<_>>()) {
+        plane.snapshot_delete(snapshot);
+        plane.snapshot_gone(snapshot).await;
+    }
     plane.done(vm, VmAction::Delete).await;
+    // Also what was unplugged.
+    for volume in plane.with(|inner| inner.volumes.keys().copied().collect::<Vec<_>>()) {
+        plane.volume_change(volume, |volume| volume.metadata.deleted = Some(Time::now()));
+    }
     plane.wait("the end of all", |inner| inner.volumes.is_empty().then_some(())).await;
     eventually("an empty host", || site.host.known() == 0).await;
     agent.end().await;
