@@ -10,7 +10,8 @@ use super::TestServer;
 use super::wait::calm;
 
 impl TestServer {
-    /// Deletes all VMs and waits until the host is clean. Takes the server, since nothing comes after this.
+    /// Deletes all VMs and waits until the host is clean. Takes the server, since nothing comes after this. Volumes and
+    /// snapshots that were made on their own are the test's to delete.
     pub(crate) fn nothing_left(mut self) {
         let names = self.ok(&["vm", "list", "-o", "name"]);
         let names: Vec<_> = names.lines().collect();
@@ -29,13 +30,16 @@ impl TestServer {
         let mut left: Vec<String> = self.processes().iter().map(|pid| format!("process {pid}")).collect();
         let machine = |name: &str| Uuid::parse_str(name).is_ok();
         left.extend(entries(&node.join("run"), machine));
-        for dir in ["vms", "volumes", "pool/volumes"] {
+        for dir in ["vms", "volumes", "pool/volumes", "pool/snapshots"] {
             left.extend(entries(&node.join(dir), |_| true));
         }
         left.extend(entries(&self.data().join("images/incoming"), |_| true));
         let used = |port: &&u16| TcpListener::bind(("127.0.0.1", **port)).is_err();
         left.extend(self.ports.iter().filter(used).map(|port| format!("port {port}")));
-        left.extend(self.ok(&["volume", "list", "-o", "name"]).lines().map(|name| format!("volume {name}")));
+        for noun in ["vm", "snapshot", "volume"] {
+            let names = self.ok(&[noun, "list", "-o", "name"]);
+            left.extend(names.lines().map(|name| format!("{noun} {name}")));
+        }
         let unfinished = self.operations().into_iter().filter(|operation| !operation.status.phase.is_final());
         left.extend(unfinished.map(|operation| format!("operation {}", operation.spec.action)));
         left

@@ -14,11 +14,15 @@ mod leaks;
 mod process;
 mod random;
 mod server;
+mod shell;
+mod small_disk;
 mod wait;
 
 pub(crate) use guest::{Marker, guest_file, kernel_cmdline};
 pub(crate) use http::{Response, answer_of, http};
-pub(crate) use process::{ends, is_alive};
+pub(crate) use process::{ends, is_alive, kill_qemu};
 pub(crate) use random::Random;
 pub(crate) use server::{Done, TestServer, cli_command};
+pub(crate) use shell::disk_write;
+pub(crate) use small_disk::SmallDisk;
 pub(crate) use wait::{PATIENCE, calm, wait_for, wait_until};

@@ -41,6 +41,12 @@ pub(crate) fn ends(pid: u32) {
     wait_until(&format!("process {pid} ends"), || !is_alive(pid));
 }
 
+/// kill -9 of a QEMU.
+pub(crate) fn kill_qemu(pid: u32) {
+    signal(pid, Signal::KILL);
+    ends(pid);
+}
+
 /// The processes that work in or below `dir`, which is where an agent puts its QEMUs.
 pub(crate) fn working_in(dir: &Path) -> Vec<u32> {
     let mut found = Vec::new();
