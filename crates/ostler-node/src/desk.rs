@@ -20,12 +20,20 @@ pub(crate) struct Desk<'a> {
     _disks: Option<OwnedMutexGuard<()>>,
     _work: Vec<OwnedMutexGuard<()>>,
     _hold: Hold<'a>,
+    host: &'a Host,
+    /// What was open when the locks were had. Who opens more says so and then waits for them.
+    open: Vec<VolumeId>,
 }
 
 impl Desk<'_> {
     /// The machine of the VM that has the volumes, while it lives.
     pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
         self.vm.as_ref()?.machine.lock().clone()
+    }
+
+    /// Whether a machine has the volume open, or may have.
+    pub(crate) fn is_open(&self, volume: VolumeId) -> bool {
+        self.open.contains(&volume) && self.host.volume_is_open(volume)
     }
 }
 
@@ -49,10 +57,11 @@ impl Host {
             for volume in &sorted {
                 work.push(self.volumes.lock(*volume).await);
             }
+            let open = volumes.iter().filter(|volume| self.volume_is_open(**volume)).copied().collect();
             // They may have come to a VM, or left it, while the locks were waited for.
             if found.as_ref().map(Arc::as_ptr) == vm().as_ref().map(Arc::as_ptr) {
                 let hold = self.hold(volumes).await?;
-                return Ok(Desk { vm: found, _disks: disks, _work: work, _hold: hold });
+                return Ok(Desk { vm: found, _disks: disks, _work: work, _hold: hold, host: self, open });
             }
         }
     }

@@ -208,7 +208,7 @@ impl Host {
         let untouched = parts.prepared.is_empty();
         let unclear = |fault| if untouched { Untaken::Back(fault) } else { Untaken::Unknown(fault) };
         let machine = desk.machine();
-        let plugged = self.plugged(snapshot, machine.as_ref()).await.map_err(unclear)?;
+        let plugged = self.plugged(snapshot, &desk).await.map_err(unclear)?;
         let is_plugged = |disk: &SnapshotDisk| plugged.iter().any(|one| one.id == disk_id(disk.volume));
         let mut overlays = Vec::new();
         for disk in snapshot.spec.disks.iter().filter(|disk| !parts.committed.contains(&disk.part)) {
@@ -233,8 +233,7 @@ impl Host {
         {
             // QEMU did not answer, refused or died: what is true is asked of it, or told by its end.
             let switching = !plugged.is_empty();
-            let machine = desk.machine();
-            let now = self.plugged(snapshot, machine.as_ref()).await.map_err(Untaken::Unknown)?;
+            let now = self.plugged(snapshot, &desk).await.map_err(Untaken::Unknown)?;
             let closed = if switching && now.is_empty() || switched(snapshot, &now) {
                 Closed::Forward
             } else {
@@ -255,7 +254,7 @@ impl Host {
     /// Ends what an attempt left behind.
     async fn snapshot_settle(&self, snapshot: &Snapshot) -> Result<(), Untaken> {
         let desk = self.snapshot_desk(snapshot).await.map_err(Untaken::Unknown)?;
-        let plugged = self.plugged(snapshot, desk.machine().as_ref()).await.map_err(Untaken::Unknown)?;
+        let plugged = self.plugged(snapshot, &desk).await.map_err(Untaken::Unknown)?;
         match self.take_back(snapshot, &plugged, Closed::Forward).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(Untaken::Back(fault::fault("not_taken", "the snapshot was taken back"))),
@@ -264,18 +263,14 @@ impl Host {
     }
 
     /// The snapshot's disks that QEMU has. Fails while it cannot be said of one that may be open.
-    async fn plugged(
-        &self,
-        snapshot: &Snapshot,
-        machine: Option<&Arc<dyn Machine>>,
-    ) -> Result<Vec<qemu::DiskState>, Fault> {
-        let mut plugged = match machine {
-            Some(machine) => self.disks_of(machine).await?,
+    async fn plugged(&self, snapshot: &Snapshot, desk: &Desk<'_>) -> Result<Vec<qemu::DiskState>, Fault> {
+        let mut plugged = match desk.machine() {
+            Some(machine) => self.disks_of(&machine).await?,
             None => Vec::new(),
         };
         plugged.retain(|one| snapshot.spec.disks.iter().any(|disk| one.id == disk_id(disk.volume)));
         for disk in &snapshot.spec.disks {
-            if self.volume_is_open(disk.volume) && !plugged.iter().any(|one| one.id == disk_id(disk.volume)) {
+            if desk.is_open(disk.volume) && !plugged.iter().any(|one| one.id == disk_id(disk.volume)) {
                 let reason = format!("it may have volume {} open and does not say so", disk.name);
                 return Err(fault::unresponsive(&reason));
             }
@@ -356,10 +351,10 @@ impl Host {
     }
 
     async fn snapshot_revert(&self, snapshot: &Snapshot, layers: &[Uuid]) -> Result<(), Fault> {
-        let _desk = self.snapshot_desk(snapshot).await?;
+        let desk = self.snapshot_desk(snapshot).await?;
         let committed = self.parts(snapshot).await?.committed;
         for disk in &snapshot.spec.disks {
-            if self.volume_is_open(disk.volume) {
+            if desk.is_open(disk.volume) {
                 let message = format!("volume {} is in use; stop the VM first: ostler vm stop", disk.name);
                 return Err(fault::fault("volume_in_use", message));
             }
@@ -408,7 +403,7 @@ impl Host {
         let desk = self.snapshot_desk(snapshot).await?;
         // One that was cut off while it was taken is settled first.
         if !self.parts(snapshot).await?.prepared.is_empty() {
-            let plugged = self.plugged(snapshot, desk.machine().as_ref()).await?;
+            let plugged = self.plugged(snapshot, &desk).await?;
             self.take_back(snapshot, &plugged, Closed::Forward).await?;
         }
         for disk in &snapshot.spec.disks {

@@ -12,12 +12,12 @@ use std::time::Duration;
 use ostler_api::volume::{Volume, VolumePhase};
 use ostler_api::work::{Report, VolumeReport, VolumeState};
 use ostler_api::{ByteSize, Fault, VolumeId};
-use ostler_qemu::Machine;
 use ostler_storage::{Layer, NewVolume, StorageError, VolumeInfo, VolumeSource};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use uuid::Uuid;
 
+use crate::desk::Desk;
 use crate::fault;
 use crate::host::{Backoff, Host, within};
 use crate::images::image_ref;
@@ -317,7 +317,7 @@ impl Host {
                 return;
             }
         };
-        let grown = match self.volume_grow_to(entry.id, desk.machine().as_ref(), wanted).await {
+        let grown = match self.volume_grow_to(entry.id, &desk, wanted).await {
             Ok(()) => self.volume_now(entry.id).await,
             Err(fault) => Err(fault),
         };
@@ -342,22 +342,17 @@ impl Host {
         info.ok_or_else(|| fault::fault("volume_missing", format!("volume {id} is not in this node's pool")))
     }
 
-    async fn volume_grow_to(
-        &self,
-        id: VolumeId,
-        machine: Option<&Arc<dyn Machine>>,
-        size: ByteSize,
-    ) -> Result<(), Fault> {
+    async fn volume_grow_to(&self, id: VolumeId, desk: &Desk<'_>, size: ByteSize) -> Result<(), Fault> {
         let what = format!("growing volume {id} to {size}");
-        if let Some(machine) = machine
-            && self.has_disk(machine, id).await?
+        if let Some(machine) = desk.machine()
+            && self.has_disk(&machine, id).await?
         {
             let disk = disk_id(id);
             let resize = machine.disk_resize(&disk, size.0);
             let done = within(&what, self.config.times.ask, resize).await?;
             return done.map_err(|error| fault::machine_failed(&what, &error));
         }
-        if self.volume_is_open(id) {
+        if desk.is_open(id) {
             return Err(fault::unresponsive("it has the volume open and cannot be told its new size"));
         }
         let grown = within(&what, self.config.times.pool, self.pool.volume_grow(id.0, size.0)).await?;

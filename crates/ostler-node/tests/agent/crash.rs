@@ -17,6 +17,7 @@ use ostler_storage::{
     Audit, CheckReport, ImageRef, ImageSource, Layer, Merge, NewVolume, Pool, PoolKind, PoolUsage, SimPool,
     SnapshotInfo, SnapshotPlan, StorageError, VolumeInfo, Work,
 };
+use parking_lot::Mutex;
 use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, broadcast, watch};
@@ -48,11 +49,32 @@ pub(crate) struct Counts {
     pub(crate) live_merges: AtomicUsize,
     /// How long the pool takes over a merge, in milliseconds.
     merge_millis: AtomicU64,
+    /// The layers that the pool merges into now.
+    merging: Mutex<Vec<Uuid>>,
+    /// How often a machine was given a file that the pool was writing to.
+    pub(crate) torn: AtomicUsize,
+}
+
+/// The pool writes to a layer.
+struct Writing<'a>(&'a Counts, Uuid);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.merging.lock().retain(|layer| *layer != self.1);
+    }
 }
 
 impl Counts {
     pub(crate) fn merge_takes(&self, span: Duration) {
         self.merge_millis.store(span.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn open(&self, disk: &DiskSpec) {
+        let merging = self.merging.lock();
+        let named = |layer: &DiskLayer| merging.iter().any(|one| layer.name.as_ref() == Some(&tail(*one)));
+        if disk.layers.iter().any(named) {
+            self.torn.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -147,6 +169,7 @@ impl Hypervisor for Mortal<Metal> {
         self.inner.machines.probe().await
     }
     async fn start(&self, spec: MachineSpec, opts: StartOptions) -> Result<Arc<dyn Machine>, StartError> {
+        spec.disks.iter().for_each(|disk| self.life.counts.open(disk));
         let start = async {
             let started = self.inner.machines.start(spec, opts).await;
             if started.is_ok() {
@@ -234,6 +257,7 @@ impl Machine for Mortal<Wired> {
         self.life.call(self.inner.machine.disks()).await
     }
     async fn disk_attach(&self, disk: DiskSpec) -> Result<()> {
+        self.life.counts.open(&disk);
         self.life.call(self.inner.machine.disk_attach(disk)).await
     }
     async fn disk_detach(&self, id: &str, patience: Duration) -> Result<()> {
@@ -382,6 +406,8 @@ impl<P: Pool> Pool for Mortal<P> {
         self.life.counts.merges.fetch_add(1, Ordering::Relaxed);
         let span = Duration::from_millis(self.life.counts.merge_millis.load(Ordering::Relaxed));
         let merge = async {
+            self.life.counts.merging.lock().push(child);
+            let _writing = Writing(&self.life.counts, child);
             tokio::select! {
                 () = tokio::time::sleep(span) => {}
                 () = work.cancel.cancelled() => {}

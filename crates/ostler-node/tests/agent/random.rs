@@ -1,6 +1,7 @@
 //! Random sequences of wishes, kills, failures and accidents: never two machines of one VM, never stuck, and in the end
 //! everything works and everything can be deleted.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ostler_api::snapshot::{Snapshot, SnapshotPhase};
@@ -100,6 +101,7 @@ fn ready(plane: &crate::plane::Plane, number: usize) -> Option<SnapshotId> {
 async fn play(events: Vec<Event>) {
     let mut site = Site::new();
     let plane = std::sync::Arc::clone(&site.plane);
+    site.counts.merge_takes(Duration::from_secs(8));
     let mut agent = site.agent();
     let vm = plane.vm_create();
     for (number, event) in events.into_iter().enumerate() {
@@ -185,6 +187,7 @@ async fn play(events: Vec<Event>) {
         plane.volume_change(volume, |volume| volume.metadata.deleted = Some(Time::now()));
     }
     plane.wait("the end of all", |inner| inner.volumes.is_empty().then_some(())).await;
+    assert_eq!(site.counts.torn.load(Ordering::Relaxed), 0);
     eventually("an empty host", || site.host.known() == 0).await;
     agent.end().await;
 }

@@ -205,6 +205,41 @@ async fn any_of_a_tree_is_deleted() {
     assert_eq!(parts(&site).await, (0, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_not_adopted_yet_is_not_taken_for_none() {
+    let site = Site::new();
+    let agent = site.agent();
+    let vm = two_disks(&site, true).await;
+    agent.kill().await;
+    site.host.set_hanging(SimOperation::State, None, true);
+    let _agent = site.agent();
+    let snapshot = site.plane.snapshot_vm(vm);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(parts(&site).await, (0, 0));
+    site.host.clear_faults();
+    site.plane.snapshot_phase(snapshot, SnapshotPhase::Ready).await;
+    assert_eq!(parts(&site).await, (2, 0));
+    writes_to_the_tops(&site, vm).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_may_come_to_a_vm_at_any_moment_of_its_snapshot() {
+    for millis in (0..4000).step_by(250) {
+        let site = Site::new();
+        let _agent = site.agent();
+        let (plane, vm) = (&site.plane, site.plane.vm_create());
+        plane.done(vm, VmAction::Start).await;
+        let volume = crate::disks::volume_ready(&site).await;
+        site.pool.set_faults(SimFaults { delay: Duration::from_millis(500), ..SimFaults::default() });
+        let snapshot = plane.snapshot_create(None, &[volume]);
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let attached = plane.attach(vm, volume);
+        assert_eq!(plane.outcome(attached).await, ostler_api::work::TaskOutcome::Done);
+        plane.snapshot_phase(snapshot, SnapshotPhase::Ready).await;
+        writes_to_the_tops(&site, vm).await;
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Story {
     Running,

@@ -72,8 +72,10 @@ async fn a_start_interrupts_a_merge() {
     plane.done(vm, VmAction::Start).await;
     assert!(before.elapsed() < Duration::from_secs(10));
     writes_to_the_tops(&site, vm).await;
+    assert_eq!(site.counts.torn.load(Ordering::Relaxed), 0);
     // Then the machine does it.
     depth_is(&site, root(&site, vm), 1).await;
+    assert!(before.elapsed() < Duration::from_secs(300));
     writes_to_the_tops(&site, vm).await;
     assert!(site.counts.live_merges.load(Ordering::Relaxed) > 0);
 }
