@@ -83,8 +83,17 @@ fn busy(what: &str, name: &Name, snapshot: &Snapshot) -> ApiError {
     .hint("wait for it: ostler snapshot show")
 }
 
-/// Refuses while something is done with the snapshots of a volume.
+/// Refuses while something is done with the snapshots of a volume, or with all of its layers.
 pub(crate) fn check_quiet(tables: &Tables, volume: &Volume) -> Result<(), ApiError> {
+    if let Some(operation) = volume.status.flatten {
+        return Err(ApiError::conflict(format!("volume {} is being flattened", volume.metadata.name))
+            .hint(format!("wait for it, or: ostler operation cancel {operation}")));
+    }
+    check_snapshots(tables, volume)
+}
+
+/// Refuses while something is done with the snapshots of a volume.
+pub(crate) fn check_snapshots(tables: &Tables, volume: &Volume) -> Result<(), ApiError> {
     let under_way = of_volume(tables, volume.metadata.id.into())
         .find(|one| matches!(one.status.phase, SnapshotPhase::Creating | SnapshotPhase::Reverting));
     under_way.map_or(Ok(()), |one| Err(busy("volume", &volume.metadata.name, one)))

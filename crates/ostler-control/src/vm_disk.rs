@@ -16,7 +16,7 @@ use crate::caller::Caller;
 use crate::cloud::Cloud;
 use crate::commit::Change;
 use crate::permission::Verb;
-use crate::snapshot::check_quiet;
+use crate::snapshot::check_snapshots;
 
 /// Most disks of a VM.
 const fn disks_max(machine: MachineType) -> usize {
@@ -103,7 +103,7 @@ impl Cloud {
             ))
             .hint("see its disks: ostler vm show"));
         };
-        check_quiet(tables, &volume)?;
+        check_snapshots(tables, &volume)?;
         let mut new = vm.clone();
         if !has_machine(vm) {
             unplug(&mut new, id);
@@ -180,5 +180,5 @@ fn check_attach(tables: &Tables, vm: &Vm, volume: &Volume, bus: DiskBus) -> Resu
         ))
         .hint("stop the VM first, or use virtio on a q35 or i440fx machine"));
     }
-    check_quiet(tables, volume)
+    check_snapshots(tables, volume)
 }

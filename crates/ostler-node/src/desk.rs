@@ -38,8 +38,18 @@ impl Desk<'_> {
 }
 
 impl Host {
-    /// Sits down with these volumes, which `vm` finds the VM of.
+    /// Sits down with these volumes, which `vm` finds the VM of. Long work on them makes way.
     pub(crate) async fn desk(
+        &self,
+        volumes: &[VolumeId],
+        vm: impl Fn() -> Option<Arc<VmHandle>>,
+    ) -> Result<Desk<'_>, Fault> {
+        let _asking = self.volumes.ask(volumes.iter().copied());
+        self.desk_quietly(volumes, vm).await
+    }
+
+    /// The same for work that takes long and makes way itself.
+    pub(crate) async fn desk_quietly(
         &self,
         volumes: &[VolumeId],
         vm: impl Fn() -> Option<Arc<VmHandle>>,

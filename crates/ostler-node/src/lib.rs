@@ -44,6 +44,7 @@ mod vm_stop;
 mod vm_suspend;
 mod vm_task;
 mod vm_watch;
+mod volume_flatten;
 mod volume_task;
 
 pub use agent::{Agent, AgentError};

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use ostler_api::disk::{DiskCache, DiskDiscard, DiskLimits};
 use ostler_api::vm::{DiskBus, Firmware, MachineType, NicModel, Protocol, Vm, VmDisk, VmNic};
 use ostler_api::{Accelerator, VolumeId};
 use ostler_qemu as qemu;
@@ -15,7 +16,7 @@ use crate::record::{Hardware, SavedDisks};
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     /// The files of each disk, in the order of the spec's disks, top layer first.
-    pub(crate) disks: Vec<Vec<Layer>>,
+    pub(crate) disks: Vec<DiskParts>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) cdrom: Option<Layer>,
@@ -25,6 +26,15 @@ pub(crate) struct Parts {
     pub(crate) hardware: Option<Hardware>,
     /// Where its disks were when its memory was saved that is to be restored.
     pub(crate) saved_disks: Option<SavedDisks>,
+}
+
+/// What a disk is made of, beside how the VM has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DiskParts {
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) limits: DiskLimits,
+    pub(crate) cache: DiskCache,
+    pub(crate) discard: DiskDiscard,
 }
 
 /// A part of a VM cannot be expressed.
@@ -42,8 +52,8 @@ pub(crate) fn machine_spec(vm: &Vm, parts: &Parts) -> Result<qemu::MachineSpec, 
     // A kernel is what boots; QEMU gives its loader the first place and refuses a second one in it.
     let in_boot_order = vm.spec.kernel.is_none();
     let mut disks = Vec::with_capacity(parts.disks.len() + 1);
-    for (index, (disk, layers)) in (0u32..).zip(vm.spec.disks.iter().zip(&parts.disks)) {
-        let mut spec = disk_spec(disk, layers, in_boot_order.then_some(index))?;
+    for (index, (disk, made_of)) in (0u32..).zip(vm.spec.disks.iter().zip(&parts.disks)) {
+        let mut spec = disk_spec(disk, made_of, in_boot_order.then_some(index))?;
         spec.place = parts.saved_disks.as_ref().and_then(|saved| saved.places.get(&spec.id).copied());
         disks.push(spec);
     }
@@ -130,17 +140,53 @@ fn nic_spec(index: usize, nic: &VmNic, vm: &Vm) -> Result<qemu::NicSpec, SpecErr
 /// A disk as it is started with and as it is plugged in: the same, so that a machine can be asked for it by name.
 pub(crate) fn disk_spec(
     disk: &VmDisk,
-    layers: &[Layer],
+    parts: &DiskParts,
     boot_index: Option<u32>,
 ) -> Result<qemu::DiskSpec, SpecError> {
     Ok(qemu::DiskSpec {
         id: disk_id(disk.volume),
-        layers: layers.iter().map(disk_layer).collect::<Result<_, _>>()?,
+        layers: parts.layers.iter().map(disk_layer).collect::<Result<_, _>>()?,
         bus: disk_bus(disk.bus),
         serial: Some(serial(disk.volume)),
         boot_index,
+        cache: match parts.cache {
+            DiskCache::Writeback => qemu::DiskCache::Writeback,
+            DiskCache::None => qemu::DiskCache::None,
+            DiskCache::Writethrough => qemu::DiskCache::Writethrough,
+        },
+        discard: match parts.discard {
+            DiskDiscard::Unmap => qemu::DiskDiscard::Unmap,
+            DiskDiscard::Ignore => qemu::DiskDiscard::Ignore,
+        },
+        limits: disk_limits(&parts.limits),
         ..qemu::DiskSpec::default()
     })
+}
+
+/// A burst belongs to each limit that there is.
+pub(crate) fn disk_limits(limits: &DiskLimits) -> qemu::DiskLimits {
+    let rate =
+        |sustained: u64, burst: u64| qemu::Rate { sustained, burst: if sustained > 0 { burst } else { 0 } };
+    let DiskLimits {
+        iops,
+        iops_read,
+        iops_write,
+        bps,
+        bps_read,
+        bps_write,
+        iops_burst,
+        bps_burst,
+        burst_seconds,
+    } = *limits;
+    qemu::DiskLimits {
+        iops_total: rate(iops, iops_burst),
+        iops_read: rate(iops_read, iops_burst),
+        iops_write: rate(iops_write, iops_burst),
+        bps_total: rate(bps, bps_burst),
+        bps_read: rate(bps_read, bps_burst),
+        bps_write: rate(bps_write, bps_burst),
+        burst_seconds,
+    }
 }
 
 /// What a disk is called in the machine: its volume, however many disks come and go around it.

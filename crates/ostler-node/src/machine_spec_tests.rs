@@ -55,13 +55,22 @@ fn layer(path: &str, format: ImageFormat) -> Layer {
     Layer { path: path.into(), format }
 }
 
+fn disk(layers: Vec<Layer>) -> DiskParts {
+    DiskParts {
+        layers,
+        limits: DiskLimits::default(),
+        cache: DiskCache::Writeback,
+        discard: DiskDiscard::Unmap,
+    }
+}
+
 fn parts() -> Parts {
     let root = vec![
         layer("/pool/volumes/1.qcow2", ImageFormat::Qcow2),
         layer("/pool/images/a.raw", ImageFormat::Raw),
     ];
     Parts {
-        disks: vec![root, vec![layer("/pool/volumes/2.qcow2", ImageFormat::Qcow2)]],
+        disks: vec![disk(root), disk(vec![layer("/pool/volumes/2.qcow2", ImageFormat::Qcow2)])],
         kernel: None,
         initrd: None,
         cdrom: None,
@@ -133,7 +142,7 @@ fn what_cannot_be_expressed_is_refused() {
     bad_mac.spec.nics[0].mac = "nonsense".into();
     assert!(matches!(machine_spec(&bad_mac, &parts()), Err(SpecError::Mac(_))));
     let mut bad_format = parts();
-    bad_format.disks[0][0].format = ImageFormat::Vmdk;
+    bad_format.disks[0].layers[0].format = ImageFormat::Vmdk;
     assert!(matches!(machine_spec(&vm(), &bad_format), Err(SpecError::Format { .. })));
 }
 
@@ -158,4 +167,20 @@ fn beside_a_kernel_nothing_is_in_the_boot_order() {
         let parts = Parts { kernel: Some("/vmlinuz".into()), cdrom, ..parts() };
         assert_eq!(boot_order(&vm, &parts), [None, None, None]);
     }
+}
+
+#[test]
+fn how_a_disk_behaves_is_told_to_the_machine() {
+    let mut parts = parts();
+    parts.disks[1].cache = DiskCache::None;
+    parts.disks[1].discard = DiskDiscard::Ignore;
+    parts.disks[1].limits =
+        DiskLimits { iops_read: 10, iops_burst: 30, bps: 5, burst_seconds: 2, ..DiskLimits::default() };
+    let spec = machine_spec(&vm(), &parts).unwrap();
+    assert!(spec.disks[0].limits.is_none());
+    let disk = &spec.disks[1];
+    assert_eq!((disk.cache, disk.discard), (qemu::DiskCache::None, qemu::DiskDiscard::Ignore));
+    let limits = disk.limits;
+    assert_eq!((limits.iops_read.sustained, limits.iops_read.burst), (10, 30));
+    assert_eq!((limits.iops_write.burst, limits.bps_total.sustained, limits.burst_seconds), (0, 5, 2));
 }

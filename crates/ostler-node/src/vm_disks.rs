@@ -39,6 +39,7 @@ impl VmTask {
     pub(crate) async fn attach(&mut self, vm: &Arc<Vm>, task: &Task, volume: VolumeId) -> Outcome {
         let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
         let Some(machine) = self.machine() else { return self.without_machine() };
+        let _asking = host.volumes.ask([volume]);
         let _disks = tokio::select! {
             biased;
             () = Self::called_off(&host, &handle, task) => return Outcome::Superseded,

@@ -30,6 +30,7 @@ impl VmTask {
         }
         self.vm = Some(Arc::clone(vm));
         let (host, handle) = (Arc::clone(&self.host), Arc::clone(&self.handle));
+        let _asking = host.volumes.ask(vm.spec.disks.iter().map(|disk| disk.volume));
         let _disks = tokio::select! {
             biased;
             () = Self::called_off(&host, &handle, task) => return Outcome::Superseded,

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use futures::FutureExt;
 use ostler_api::Fault;
 use ostler_api::vm::{EndCause, MachineState};
-use ostler_qemu::{ExitReport, MachineEvent, RunState};
+use ostler_qemu::{DiskIo, ExitReport, MachineEvent, RunState};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use crate::fault;
 use crate::host::{jitter, within};
 use crate::keep::Durable;
+use crate::machine_spec::disk_id;
 use crate::record::Ended;
 use crate::vm_task::{RETRY, Sight, VmTask};
 
@@ -21,6 +22,9 @@ use crate::vm_task::{RETRY, Sight, VmTask};
 const CONSOLE_LOG_MAX: u64 = 4 << 20;
 /// A console log is looked after with every so many looks at the machine.
 const LOOKS_PER_ROTATION: u32 = 6;
+const DISK_FULL: &str = "disk_full";
+/// So much room lets a guest go on that waits for some.
+const ROOM: u64 = 64 << 20;
 
 impl VmTask {
     /// Waits for the next thing that happens, and takes it in.
@@ -73,10 +77,8 @@ impl VmTask {
             Happened::Timer => self.due().await,
             Happened::Exited(report) => self.died(&report).await,
             Happened::Event(Ok(MachineEvent::IoError { disk, reason, nospace })) => {
-                self.sight = Sight {
-                    fault: Some(io_error(&disk, &reason, nospace)),
-                    ..Sight::of(MachineState::IoError)
-                };
+                let fault = Some(io_error(&self.disk_name(&disk), &reason, nospace));
+                self.sight = Sight { fault, ..Sight::of(MachineState::IoError) };
             }
             Happened::Event(Ok(MachineEvent::Exited)) => {
                 if let Some(machine) = self.live.as_ref().map(|live| Arc::clone(&live.machine))
@@ -109,6 +111,7 @@ impl VmTask {
                 }
             } else {
                 self.look().await;
+                self.go_on_with_room().await;
                 self.rotate().await;
             }
         }
@@ -177,10 +180,53 @@ impl VmTask {
                 "qemu_internal_error",
                 "QEMU met a fault it cannot go on from; stop and start the VM",
             )),
-            RunState::IoError => Some(io_error("", "", false)),
+            RunState::IoError => Some(self.waits_for().await),
             _ => None,
         };
         self.sight = Sight { fault, ..Sight::of(machine_state) };
+    }
+
+    /// What a guest waits for whose disk failed, by QEMU's word.
+    async fn waits_for(&self) -> Fault {
+        let machine = self.live.as_ref().map(|live| Arc::clone(&live.machine));
+        let disks = match &machine {
+            Some(machine) => self.host.disks_of(machine).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        match disks.into_iter().find(|disk| disk.io != DiskIo::Ok) {
+            Some(disk) => io_error(&self.disk_name(&disk.id), "", disk.io == DiskIo::NoSpace),
+            None => io_error("a disk", "", false),
+        }
+    }
+
+    /// What people call a disk that QEMU calls `id`.
+    fn disk_name(&self, id: &str) -> String {
+        let disks = self.vm.iter().flat_map(|vm| &vm.spec.disks);
+        let volume = disks.map(|disk| disk.volume).find(|volume| disk_id(*volume) == id);
+        match volume.and_then(|volume| self.host.volumes.name(volume)) {
+            Some(name) => format!("volume {name}"),
+            None => format!("disk {id}"),
+        }
+    }
+
+    /// A guest that waits for room goes on when there is some again; nobody has to get up for that.
+    async fn go_on_with_room(&mut self) {
+        let full = self.sight.state == MachineState::IoError
+            && self.sight.fault.as_ref().is_some_and(|fault| fault.code == DISK_FULL);
+        if !full {
+            return;
+        }
+        let usage =
+            within("looking for room in the pool", self.host.config.times.pool, self.host.pool.usage());
+        let Ok(Ok(usage)) = usage.await else { return };
+        let Some(machine) = self.live.as_ref().map(|live| Arc::clone(&live.machine)) else { return };
+        if usage.available < ROOM {
+            return;
+        }
+        tracing::info!(available = usage.available, "there is room again: the guest goes on");
+        if let Err(fault) = self.let_run(&machine).await {
+            tracing::warn!(reason = fault.message, "the guest still waits");
+        }
     }
 
     /// The guest has powered itself off: its process has done its work.
@@ -212,13 +258,12 @@ enum Happened {
 }
 
 fn io_error(disk: &str, reason: &str, nospace: bool) -> Fault {
-    let disk = if disk.is_empty() { "a disk".to_owned() } else { format!("disk {disk}") };
     let reason = if reason.is_empty() { "an I/O error" } else { reason };
     if nospace {
         fault::fault(
-            "disk_full",
+            DISK_FULL,
             format!(
-                "{disk} has no space left in the node's pool; free some, then start the VM: ostler vm start"
+                "{disk} has no space left in the node's pool and the guest waits; free some: it goes on within a minute, or at once with ostler vm start"
             ),
         )
     } else {

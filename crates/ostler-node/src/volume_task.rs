@@ -6,14 +6,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ostler_api::volume::{Volume, VolumePhase};
+use ostler_api::disk::DiskLimits;
+use ostler_api::volume::{Volume, VolumePhase, VolumeSpec};
 use ostler_api::work::{Report, VolumeReport, VolumeState};
-use ostler_api::{ByteSize, Fault, VolumeId};
-use ostler_storage::{Layer, NewVolume, StorageError, VolumeInfo, VolumeSource};
+use ostler_api::{ByteSize, Fault, OperationId, VolumeId};
+use ostler_storage::{NewVolume, StorageError, VolumeInfo, VolumeSource};
 use parking_lot::Mutex;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use uuid::Uuid;
 
@@ -21,7 +23,7 @@ use crate::desk::Desk;
 use crate::fault;
 use crate::host::{Backoff, Host, within};
 use crate::images::image_ref;
-use crate::machine_spec::disk_id;
+use crate::machine_spec::{DiskParts, disk_id, disk_limits};
 use crate::record::VolumeRecord;
 use crate::vm_handle::Trust;
 
@@ -36,12 +38,45 @@ pub(crate) struct Volumes {
 }
 
 #[derive(Debug)]
-struct Entry {
-    id: VolumeId,
+pub(crate) struct Entry {
+    pub(crate) id: VolumeId,
     slot: Mutex<Slot>,
     /// Held while the volume's files are made, changed or deleted with no machine having them open. Who opens them says so
     /// first (`VmHandle::open`) and takes this then, so that each sees the other.
     work: Arc<tokio::sync::Mutex<()>>,
+    /// How many want the volume now, so that long work on it makes way; and what rings when one more does.
+    asking: AtomicUsize,
+    asked: Notify,
+}
+
+impl Entry {
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.asking.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn asked(&self) -> Notified<'_> {
+        self.asked.notified()
+    }
+
+    /// The flatten that the control plane wants.
+    pub(crate) fn flatten_wanted(&self) -> Option<OperationId> {
+        match &self.slot.lock().wanted {
+            Wanted::Placed { volume, .. } if volume.metadata.deleted.is_none() => volume.status.flatten,
+            Wanted::Placed { .. } | Wanted::Missing | Wanted::Unknown => None,
+        }
+    }
+}
+
+/// While it exists, long work on the volumes makes way.
+#[derive(Debug)]
+pub(crate) struct Asking(Vec<Arc<Entry>>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        for entry in &self.0 {
+            entry.asking.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -55,6 +90,8 @@ struct Slot {
     record: Option<VolumeRecord>,
     /// A worker has taken it up; it looks again at what is wanted before it ends.
     busy: bool,
+    /// What limits a machine that has it open has, as far as that is known.
+    limits: Option<DiskLimits>,
 }
 
 #[derive(Debug, Clone)]
@@ -70,9 +107,24 @@ enum Wanted {
 
 impl Volumes {
     fn entry(&self, id: VolumeId, record: Option<VolumeRecord>) -> Arc<Entry> {
-        let new =
-            || Slot { wanted: Wanted::Unknown, made: false, attempts: 0, failed: None, record, busy: false };
-        let entry = || Arc::new(Entry { id, slot: Mutex::new(new()), work: Arc::default() });
+        let new = || Slot {
+            wanted: Wanted::Unknown,
+            made: false,
+            attempts: 0,
+            failed: None,
+            record,
+            busy: false,
+            limits: None,
+        };
+        let entry = || {
+            Arc::new(Entry {
+                id,
+                slot: Mutex::new(new()),
+                work: Arc::default(),
+                asking: AtomicUsize::new(0),
+                asked: Notify::new(),
+            })
+        };
         Arc::clone(self.entries.lock().entry(id).or_insert_with(entry))
     }
 
@@ -89,6 +141,30 @@ impl Volumes {
         work.lock_owned().await
     }
 
+    /// Says that somebody wants these volumes and will wait for them.
+    pub(crate) fn ask(&self, volumes: impl IntoIterator<Item = VolumeId>) -> Asking {
+        let entries: Vec<_> = volumes.into_iter().map(|id| self.entry(id, None)).collect();
+        for entry in &entries {
+            entry.asking.fetch_add(1, Ordering::AcqRel);
+            entry.asked.notify_waiters();
+        }
+        Asking(entries)
+    }
+
+    /// What people call a volume.
+    pub(crate) fn name(&self, id: VolumeId) -> Option<String> {
+        let entry = self.entries.lock().get(&id).cloned()?;
+        match &entry.slot.lock().wanted {
+            Wanted::Placed { volume, .. } => Some(volume.metadata.name.to_string()),
+            Wanted::Missing | Wanted::Unknown => None,
+        }
+    }
+
+    /// Resolves when a volume is announced, new or changed.
+    pub(crate) fn announced(&self) -> Notified<'_> {
+        self.announced.notified()
+    }
+
     pub(crate) fn known(&self) -> Vec<VolumeId> {
         self.entries.lock().keys().copied().collect()
     }
@@ -99,7 +175,11 @@ impl Host {
     pub(crate) fn volume_want(self: &Arc<Self>, volume: Arc<Volume>, cloud: Uuid) {
         let entry = self.volumes.entry(volume.metadata.id.into(), None);
         let grows = volume.status.size.is_some_and(|size| size < volume.spec.size);
+        let opened = self.volume_is_open(volume.metadata.id.into());
+        let limited = opened && entry.slot.lock().limits != Some(volume.spec.limits);
         let work = grows
+            || limited
+            || volume.status.flatten.is_some()
             || volume.metadata.deleted.is_some()
             || matches!(volume.status.phase, VolumePhase::Creating | VolumePhase::Deleting);
         {
@@ -140,7 +220,7 @@ impl Host {
     }
 
     /// The files of a volume, top first. Makes the volume if that is still to be done, and waits for its announcement.
-    pub(crate) async fn volume_ready(&self, id: VolumeId) -> Result<Vec<Layer>, Fault> {
+    pub(crate) async fn volume_ready(&self, id: VolumeId) -> Result<DiskParts, Fault> {
         let entry = self.volume_announced(id).await?;
         let since = entry.slot.lock().attempts;
         self.volume_make(&entry, since, false).await?;
@@ -150,7 +230,14 @@ impl Host {
         let recovered = within(&what, self.config.times.pool, self.pool.recover(id.0)).await?;
         recovered.map_err(|error| fault::storage_failed(&what, &error))?;
         let layers = within(&what, self.config.times.pool, self.pool.volume_layers(id.0)).await?;
-        layers.map_err(|error| fault::storage_failed(&what, &error))
+        let layers = layers.map_err(|error| fault::storage_failed(&what, &error))?;
+        let mut slot = entry.slot.lock();
+        let Wanted::Placed { volume, .. } = &slot.wanted else {
+            return Err(fault::fault("volume_missing", format!("volume {id} is not placed here any more")));
+        };
+        let VolumeSpec { limits, cache, discard, .. } = volume.spec;
+        slot.limits = Some(limits);
+        Ok(DiskParts { layers, limits, cache, discard })
     }
 
     async fn volume_announced(&self, id: VolumeId) -> Result<Arc<Entry>, Fault> {
@@ -192,6 +279,10 @@ impl Host {
                     let since = entry.slot.lock().attempts;
                     if self.volume_make(entry, since, true).await.is_ok() {
                         self.volume_grow(entry).await;
+                        self.volume_limit(entry).await;
+                        if let Some(operation) = entry.flatten_wanted() {
+                            self.volume_flatten(entry, operation).await;
+                        }
                     }
                 }
                 Wanted::Placed { .. } => self.volume_delete(entry, true).await,
@@ -335,7 +426,35 @@ impl Host {
         }
     }
 
-    async fn volume_now(&self, id: VolumeId) -> Result<VolumeInfo, Fault> {
+    /// Gives the machine that has it open the limits that are wanted.
+    async fn volume_limit(&self, entry: &Entry) {
+        if !self.volume_is_open(entry.id) {
+            return;
+        }
+        let limited = async {
+            let desk = self.desk(&[entry.id], || self.vm_of(entry.id)).await?;
+            let limits = match &entry.slot.lock().wanted {
+                Wanted::Placed { volume, .. } => volume.spec.limits,
+                Wanted::Missing | Wanted::Unknown => return Ok(()),
+            };
+            if let Some(machine) = desk.machine() {
+                let (id, wanted) = (disk_id(entry.id), disk_limits(&limits));
+                let plugged = self.disks_of(&machine).await?.into_iter().find(|disk| disk.id == id);
+                if plugged.is_some_and(|disk| disk.limits != wanted) {
+                    let what = "setting a disk's limits";
+                    let set = within(what, self.config.times.ask, machine.disk_limits(&id, wanted)).await?;
+                    set.map_err(|error| fault::machine_failed(what, &error))?;
+                }
+            }
+            entry.slot.lock().limits = Some(limits);
+            Ok::<_, Fault>(())
+        };
+        if let Err(fault) = limited.await {
+            tracing::warn!(volume = %entry.id, code = fault.code, reason = fault.message, "its limits are not set");
+        }
+    }
+
+    pub(crate) async fn volume_now(&self, id: VolumeId) -> Result<VolumeInfo, Fault> {
         let what = format!("looking for volume {id}");
         let info = within(&what, self.config.times.pool, self.pool.volume_info(id.0)).await?;
         let info = info.map_err(|error| fault::storage_failed(&what, &error))?;
@@ -439,7 +558,7 @@ impl Host {
         }
     }
 
-    fn volume_report(&self, volume: VolumeId, state: VolumeState) {
+    pub(crate) fn volume_report(&self, volume: VolumeId, state: VolumeState) {
         self.outbox.put(Report::Volume(VolumeReport { volume, state }));
     }
 }

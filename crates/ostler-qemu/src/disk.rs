@@ -146,6 +146,16 @@ impl DiskLimits {
     }
 }
 
+/// Whether a disk's last request worked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskIo {
+    #[default]
+    Ok,
+    /// There was no room for it.
+    NoSpace,
+    Failed,
+}
+
 /// A disk of a running machine, as QEMU has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskState {
@@ -159,6 +169,8 @@ pub struct DiskState {
     pub limits: DiskLimits,
     /// None for disks on SATA and IDE.
     pub place: Option<u16>,
+    /// What the guest waits for, while it waits.
+    pub io: DiskIo,
 }
 
 /// One disk of a snapshot.

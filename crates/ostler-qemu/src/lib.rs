@@ -32,8 +32,8 @@ pub use machine::{
 pub use qemu::QemuHypervisor;
 pub use sim::{OnPowerdown, SimCapacity, SimGuest, SimHost, SimHypervisor, SimLifetime, SimOperation};
 pub use spec::{
-    Accelerator, Commit, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskPlaces,
-    DiskSpec, DiskState, Firmware, KernelBoot, MacAddress, MacAddressError, MachineSpec, MachineType,
-    NicBackend, NicModel, NicSpec, PortForward, PortProtocol, Rate, SnapshotDisk, StartOptions, Stream,
-    StreamBase,
+    Accelerator, Commit, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskIo, DiskLayer, DiskLimits,
+    DiskPlaces, DiskSpec, DiskState, Firmware, KernelBoot, MacAddress, MacAddressError, MachineSpec,
+    MachineType, NicBackend, NicModel, NicSpec, PortForward, PortProtocol, Rate, SnapshotDisk, StartOptions,
+    Stream, StreamBase,
 };

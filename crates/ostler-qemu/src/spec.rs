@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use crate::disk::{
-    Commit, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskLayer, DiskLimits, DiskPlaces, DiskSpec,
+    Commit, DiskBus, DiskCache, DiskDiscard, DiskFormat, DiskIo, DiskLayer, DiskLimits, DiskPlaces, DiskSpec,
     DiskState, Rate, SnapshotDisk, Stream, StreamBase,
 };
 

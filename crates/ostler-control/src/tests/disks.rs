@@ -439,6 +439,8 @@ async fn a_flattened_volume_needs_its_source_no_longer() {
     let operation = flatten("copy").await.unwrap().operation.unwrap();
     let again = flatten("copy").await.unwrap().operation.unwrap();
     assert_eq!(again.metadata.id, operation.metadata.id, "the same is joined");
+    let busy = snap(&test, "t", None, Some("copy")).await.unwrap_err();
+    assert!(busy.detail.contains("being flattened"), "{}", busy.detail);
     let id = operation.metadata.id.into();
     volume_is(&test, "copy", VolumeState::Ready { used: ByteSize(5), size: ByteSize::gib(2) }).await;
     volume_is(&test, "copy", VolumeState::Flattening { operation: id, done: 5000 }).await;

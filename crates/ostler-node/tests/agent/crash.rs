@@ -363,7 +363,15 @@ impl<P: Pool> Pool for Mortal<P> {
         self.life.call(self.inner.volume_check(id, repair, work)).await
     }
     async fn flatten(&self, volume: Uuid, work: &Work) -> Result<(), StorageError> {
-        self.life.call(self.inner.flatten(volume, work)).await
+        let span = Duration::from_millis(self.life.counts.merge_millis.load(Ordering::Relaxed));
+        let flatten = async {
+            tokio::select! {
+                () = tokio::time::sleep(span) => {}
+                () = work.cancel.cancelled() => {}
+            }
+            self.inner.flatten(volume, work).await
+        };
+        self.life.call(flatten).await
     }
     async fn snapshot_prepare(
         &self,

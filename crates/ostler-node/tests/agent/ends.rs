@@ -1,10 +1,12 @@
 //! Ends nobody asked for, and what the agent sees of a machine that it did not do itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ostler_api::vm::{EndCause, MachineState};
 use ostler_api::vm_action::VmAction;
 use ostler_qemu::SimOperation;
+use ostler_storage::{SimFaults, StorageError};
 
 use crate::site::{Site, eventually};
 
@@ -48,13 +50,38 @@ async fn panics_and_disk_errors_are_seen_and_can_be_mended() {
     plane.done(vm, VmAction::Reset).await;
     assert_eq!(plane.observed(vm).unwrap().state, MachineState::Running);
 
-    site.host.io_error(vm.0, "disk0", true);
+    let volume = plane.with(|inner| inner.vms[&vm].spec.disks[0].volume);
+    let disk = format!("v{}", crate::crash::tail(volume.0));
+    site.host.io_error(vm.0, &disk, false);
     let fault = plane.state(vm, MachineState::IoError).await.fault.unwrap();
-    assert_eq!(fault.code, "disk_full");
-    assert!(fault.message.contains("disk0"), "{}", fault.message);
+    assert_eq!(fault.code, "disk_error");
+    assert!(fault.message.contains("volume web-root"), "{}", fault.message);
     plane.done(vm, VmAction::Start).await;
     let seen = plane.observed(vm).unwrap();
     assert_eq!((seen.state, seen.fault), (MachineState::Running, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_without_room_goes_on_when_there_is_some() {
+    let site = Site::new();
+    let agent = site.agent();
+    let (plane, vm) = (&site.plane, site.plane.vm_create());
+    plane.done(vm, VmAction::Start).await;
+    let volume = plane.with(|inner| inner.vms[&vm].spec.disks[0].volume);
+    let disk = format!("v{}", crate::crash::tail(volume.0));
+    let full =
+        |called: &'static str, _| (called == "usage").then(|| StorageError::Busy { what: "the pool".into() });
+    site.pool.set_faults(SimFaults { fault: Some(Arc::new(full)), ..SimFaults::default() });
+    site.host.io_error(vm.0, &disk, true);
+    assert_eq!(plane.state(vm, MachineState::IoError).await.fault.unwrap().code, "disk_full");
+    // Another agent finds out why it waits.
+    agent.kill().await;
+    let _agent = site.agent();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let seen = plane.observed(vm).unwrap();
+    assert_eq!((seen.state, seen.fault.unwrap().code.as_str()), (MachineState::IoError, "disk_full"));
+    site.pool.set_faults(SimFaults::default());
+    assert_eq!(plane.state(vm, MachineState::Running).await.fault, None);
 }
 
 #[tokio::test(start_paused = true)]

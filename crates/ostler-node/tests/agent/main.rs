@@ -1,6 +1,7 @@
 //! Whole agents against a control plane in memory, with the simulated drivers.
 
 mod actions;
+mod behaviour;
 mod crash;
 mod disks;
 mod ends;

@@ -18,6 +18,9 @@ pub struct DriveInfo {
     pub qdev: Option<String>,
     /// Absent in an empty CD-ROM drive.
     pub inserted: Option<BlockNodeInfo>,
+    /// `ok`, `nospace` or `failed`; absent where requests are answered with their error.
+    #[serde(rename = "io-status")]
+    pub io_status: Option<String>,
 }
 
 /// An opened block node.

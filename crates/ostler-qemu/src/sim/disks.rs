@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::host::Inner;
 use crate::args::{self, names};
-use crate::disk::{Commit, DiskBus, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk};
+use crate::disk::{
+    Commit, DiskBus, DiskIo, DiskLayer, DiskLimits, DiskPlaces, DiskSpec, DiskState, SnapshotDisk,
+};
 use crate::error::DiskError;
 use crate::spec::{MachineSpec, MachineType};
 
@@ -76,6 +78,7 @@ impl SimDisk {
                 DiskBus::Virtio | DiskBus::Scsi => Some(self.place),
                 DiskBus::Sata | DiskBus::Ide => None,
             },
+            io: DiskIo::Ok,
         }
     }
 }

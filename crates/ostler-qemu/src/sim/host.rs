@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::disks::SimDisks;
 use super::faults::{Faults, SimOperation};
 use super::guest::SimGuest;
+use crate::disk::DiskIo;
 use crate::error::{Error, QmpError, Result};
 use crate::machine::{ExitReason, ExitReport, MachineEvent, RunState};
 use crate::spec::{Accelerator, MachineType};
@@ -70,6 +71,8 @@ pub(super) struct SimMachineState {
     pub(super) started_at: SystemTime,
     pub(super) memory_bytes: u64,
     pub(super) balloon_bytes: u64,
+    /// The disk that the guest waits for.
+    pub(super) io_error: Option<Box<(String, DiskIo)>>,
     /// None for the type's newest.
     pub(super) machine_version: Option<Box<str>>,
     pub(super) cpu_model: Option<Box<str>>,
@@ -98,6 +101,7 @@ impl SimMachineState {
             started_at: SystemTime::now(),
             memory_bytes: 0,
             balloon_bytes: 0,
+            io_error: None,
             machine_version: None,
             cpu_model: None,
             disks: SimDisks::default(),
@@ -206,6 +210,8 @@ impl SimHost {
     pub fn io_error(&self, id: Uuid, disk: &str, nospace: bool) {
         self.inner.alive(id, |machine| {
             machine.run = RunState::IoError;
+            let io = if nospace { DiskIo::NoSpace } else { DiskIo::Failed };
+            machine.io_error = Some(Box::new((disk.to_owned(), io)));
             let reason = if nospace { "No space left on device" } else { "Input/output error" }.to_owned();
             machine.tell(MachineEvent::IoError { disk: disk.to_owned(), reason, nospace });
             machine.tell(MachineEvent::Paused);

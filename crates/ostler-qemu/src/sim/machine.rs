@@ -288,7 +288,13 @@ impl Machine for SimMachine {
 
     async fn disks(&self) -> Result<Vec<DiskState>> {
         self.meet(SimOperation::Disks).await?;
-        self.monitor(|machine| Ok(machine.disks.states()))
+        self.monitor(|machine| {
+            let mut states = machine.disks.states();
+            if let (RunState::IoError, Some(error)) = (machine.run, &machine.io_error) {
+                states.iter_mut().filter(|state| state.id == error.0).for_each(|state| state.io = error.1);
+            }
+            Ok(states)
+        })
     }
 
     async fn disk_attach(&self, disk: DiskSpec) -> Result<()> {

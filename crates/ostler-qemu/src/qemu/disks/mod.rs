@@ -20,7 +20,7 @@ use self::attach::Place;
 use super::launch::open_for;
 use super::machine::QemuMachine;
 use crate::args::{self, FIRST_DISK_SET, names};
-use crate::disk::{DiskLimits, DiskState};
+use crate::disk::{DiskIo, DiskLimits, DiskState};
 use crate::error::{DiskError, Error, QmpError, Result, StartError};
 use crate::files::on_own_thread;
 use crate::qmp::Connection;
@@ -71,6 +71,7 @@ struct Disk {
     qdev: String,
     top: BlockNodeInfo,
     node_name: String,
+    io: DiskIo,
 }
 
 impl Disk {
@@ -83,6 +84,7 @@ impl Disk {
             virtual_size: self.top.image.virtual_size,
             read_only: self.top.ro,
             limits: self.top.limits(),
+            io: self.io,
         }
     }
 
@@ -150,7 +152,12 @@ async fn read(qmp: &Connection) -> Result<Vec<Disk>, QmpError> {
             let (qdev, top) = drive.qdev.zip(drive.inserted)?;
             let id = names::disk_of_device(&qdev)?.to_owned();
             let node_name = top.node_name.clone()?;
-            Some(Disk { id, qdev, top, node_name })
+            let io = match drive.io_status.as_deref() {
+                Some("nospace") => DiskIo::NoSpace,
+                Some("failed") => DiskIo::Failed,
+                Some(_) | None => DiskIo::Ok,
+            };
+            Some(Disk { id, qdev, top, node_name, io })
         })
         .collect();
     disks.sort_by(|a, b| a.id.cmp(&b.id));
