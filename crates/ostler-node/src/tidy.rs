@@ -3,8 +3,8 @@
 //! One task per host, one merge at a time, behind everything else. Level-triggered: the pool says what could be merged, the
 //! machines say what they have open, and nothing is remembered but when to try again what failed.
 //!
-//! What always holds: a layer is merged by the pool only while no machine has it open, and by QEMU only into the layer that
-//! the guest of one machine writes to. What lies between two snapshots waits until its machines are off. Whoever opens or changes a volume *holds* it first, which cancels a merge that concerns it and waits
+//! What always holds: a layer is merged by the pool only while no machine has it open, and by QEMU only in the machine that
+//! alone has it open. Whoever opens or changes a volume *holds* it first, which cancels a merge that concerns it and waits
 //! for no more than that; a merge first *claims* its layer and then looks at what is held and open. So one sees the other.
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ostler_api::{Fault, VolumeId};
-use ostler_qemu::{Machine, Progress, Stream, StreamBase};
+use ostler_qemu::{Commit, Machine, Progress, Stream, StreamBase};
 use ostler_storage::{Layer, Merge, Work};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::fault;
 use crate::host::{Host, jitter, within};
-use crate::machine_spec::{disk_id, layer_name, node_name};
+use crate::machine_spec::{disk_id, disk_layer, layer_name, node_name};
 
 /// After what made work, so that a row of deletes is one round.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -143,6 +143,8 @@ enum Plan {
     Closed { layer: Uuid },
     /// By QEMU, into the layer that the guest writes to.
     Stream { machine: Arc<dyn Machine>, volume: VolumeId, base: Option<Layer> },
+    /// By QEMU, further down: `layer` and those below it into `into`.
+    Commit { machine: Arc<dyn Machine>, volume: VolumeId, top: Uuid, above: Layer, layer: Uuid, into: Layer },
 }
 
 type Chains = HashMap<VolumeId, Vec<Layer>>;
@@ -280,9 +282,22 @@ impl Host {
         }
         let machine = handle.machine.lock().clone()?;
         let chain = chains.get(&volume)?;
-        let is_top = chain.first()?.id() == Some(child);
-        let base = chain.get(1 + row.len()).cloned();
-        is_top.then_some(Plan::Stream { machine, volume, base })
+        let at = chain.iter().position(|layer| layer.id() == Some(child))?;
+        if at == 0 {
+            let base = chain.get(1 + row.len()).cloned();
+            return Some(Plan::Stream { machine, volume, base });
+        }
+        // Here a layer goes that the child stands on, so it takes two; and nobody else may open the lower one.
+        let into = chain.get(at + row.len())?.clone();
+        let top = chain.first()?.id()?;
+        (row.len() > 1 && standing.len() == 1).then_some(Plan::Commit {
+            machine,
+            volume,
+            top,
+            above: chain.get(at)?.clone(),
+            layer: first,
+            into,
+        })
     }
 
     /// Merges what stands below a layer. False when somebody else has it now.
@@ -301,6 +316,9 @@ impl Host {
             Plan::Closed { layer } => self.merge_closed(*layer, child, cancel).await,
             Plan::Stream { machine, volume, base } => {
                 self.merge_stream(machine, *volume, child, base.as_ref(), cancel).await
+            }
+            Plan::Commit { machine, volume, top, above, layer, into } => {
+                self.merge_commit(machine, *volume, *top, above, (*layer, into), cancel).await
             }
         }?;
         if !done {
@@ -356,6 +374,34 @@ impl Host {
         let (stop, stopped) = watch::channel(false);
         let disk = disk_id(volume);
         let job = machine.disk_stream(&disk, stream, progress, stopped);
+        self.merge_live(job, &stop, &seen, cancel).await
+    }
+
+    async fn merge_commit(
+        &self,
+        machine: &Arc<dyn Machine>,
+        volume: VolumeId,
+        top: Uuid,
+        above: &Layer,
+        (layer, into): (Uuid, &Layer),
+        cancel: &CancellationToken,
+    ) -> Result<bool, Fault> {
+        if !self.writes_to(machine, volume, top, cancel).await? {
+            return Ok(false);
+        }
+        let file =
+            |layer| disk_layer(layer).map_err(|error| fault::fault("machine_invalid", error.to_string()));
+        let commit = Commit {
+            layer: layer_name(layer),
+            into: file(into)?,
+            above: Some(file(above)?),
+            backing_file: into.backing_name().ok_or_else(|| unnamed(into))?,
+            bytes_per_second: LIVE_RATE,
+        };
+        let (progress, seen) = watch::channel(Progress::default());
+        let (stop, stopped) = watch::channel(false);
+        let disk = disk_id(volume);
+        let job = machine.disk_commit(&disk, commit, progress, stopped);
         self.merge_live(job, &stop, &seen, cancel).await
     }
 

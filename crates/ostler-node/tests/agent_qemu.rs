@@ -170,7 +170,7 @@ async fn chain_is(pool: &DirPool, volume: VolumeId, depth: u32) -> Vec<Layer> {
     }
 }
 
-/// Merges by QEMU over an image, and by the pool.
+/// Merges by QEMU, in the middle and into the top over an image, and by the pool.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chains_are_shortened_and_read_the_same() {
     let dir = tempfile::tempdir().unwrap();
@@ -205,6 +205,7 @@ async fn chains_are_shortened_and_read_the_same() {
         plane.snapshot_delete(snapshot);
         plane.snapshot_gone(snapshot).await;
     }
+    chain_is(&pool, volume, 4).await;
     for snapshot in [taken[4], taken[0]] {
         plane.snapshot_delete(snapshot);
         plane.snapshot_gone(snapshot).await;

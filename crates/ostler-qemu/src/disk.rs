@@ -198,6 +198,8 @@ pub struct Commit {
     /// The layer further down that takes what it and those between hold. It is opened for writing, so nothing else may
     /// lie on it.
     pub into: DiskLayer,
+    /// The layer above `layer`, whose header is written at the end; none when that is the top, which is written to anyway.
+    pub above: Option<DiskLayer>,
     /// What the header of the layer above `layer` says of its backing file afterwards.
     pub backing_file: String,
     /// 0 is as fast as it goes.

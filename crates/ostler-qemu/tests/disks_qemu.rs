@@ -423,6 +423,7 @@ async fn merged_layers_keep_their_data() {
     let commit = Commit {
         layer: "a2".into(),
         into: a0.clone(),
+        above: None,
         backing_file: a0.path.display().to_string(),
         bytes_per_second: 64 << 10,
     };

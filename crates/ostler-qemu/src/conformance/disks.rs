@@ -353,7 +353,7 @@ pub(super) async fn layers_in_the_middle_are_merged(fixture: &mut dyn Fixture) {
     }
     let commit = |layer: &str, into: DiskLayer| {
         let backing_file = into.path.display().to_string();
-        Commit { layer: layer.into(), into, backing_file, bytes_per_second: 0 }
+        Commit { layer: layer.into(), into, above: None, backing_file, bytes_per_second: 0 }
     };
     let run = async |commit: Commit| {
         let (_keep, cancel) = watch::channel(false);

@@ -218,9 +218,18 @@ impl Desk<'_> {
         if top_node == disk.node_name || top_node == base_node {
             return Err(missing(&commit.layer).into());
         }
-        // A layer below the top was opened for reading; QEMU takes what it needs from the same set.
-        let file = self.open(id, vec![(commit.into.path, true)]).await?.remove(0);
-        self.qmp.submit_fd(&AddFd { fdset_id: base_set }, Arc::new(file)).answer().await?;
+        // A layer below the top was opened for reading; QEMU takes what it needs from the same set. Without the one above it
+        // could not write that one's header at the end, and 7.2 dies of that.
+        let mut writable = vec![(base_set, commit.into.path)];
+        if let Some(above) = commit.above {
+            let name = above.name.unwrap_or_default();
+            let file = find(&names::file_of(&names::named_node(id, &name))).and_then(BlockNodeInfo::fdset);
+            writable.push((file.ok_or_else(|| missing(&name))?, above.path));
+        }
+        for (fdset_id, path) in writable {
+            let file = self.open(id, vec![(path, true)]).await?.remove(0);
+            self.qmp.submit_fd(&AddFd { fdset_id }, Arc::new(file)).answer().await?;
+        }
         let job = BlockCommit {
             job_id: Work::Commit.job(id),
             device: disk.node_name,
