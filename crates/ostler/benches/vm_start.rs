@@ -219,7 +219,7 @@ fn qemu_img(args: &[&str]) {
 
 /// The machine that the agent makes of such a VM.
 fn spec(disk: &Path, base: &Path) -> MachineSpec {
-    let layer = |path: &Path| DiskLayer { path: path.to_owned(), format: DiskFormat::Qcow2 };
+    let layer = |path: &Path| DiskLayer::new(path, DiskFormat::Qcow2);
     MachineSpec {
         id: Uuid::now_v7(),
         name: "bench".into(),
@@ -234,12 +234,10 @@ fn spec(disk: &Path, base: &Path) -> MachineSpec {
         disks: vec![DiskSpec {
             id: "root".into(),
             layers: vec![layer(disk), layer(base)],
-            bus: DiskBus::Virtio,
-            read_only: false,
-            cdrom: false,
-            serial: None,
             boot_index: Some(1),
+            ..DiskSpec::default()
         }],
+        disk_places: None,
         nics: vec![NicSpec {
             id: "nic0".into(),
             mac: "52:54:00:12:34:56".parse().unwrap(),
