@@ -255,10 +255,15 @@ pub(crate) fn drop_volume(tables: &Tables, change: &mut Change, id: VolumeId) ->
     change.update(volume.as_ref(), &new)
 }
 
+/// Whether a disk goes with its VM: one that was made with it and is not protected.
+fn goes_along(tables: &Tables, disk: &VmDisk) -> bool {
+    disk.owned && tables.volumes.get(disk.volume.into()).is_none_or(|volume| !volume.spec.protected)
+}
+
 /// The end of a VM's record: its name is free, its own volumes go.
 pub(crate) fn remove(tables: &Tables, change: &mut Change, vm: &Vm) -> Result<(), ApiError> {
     for disk in &vm.spec.disks {
-        if disk.owned {
+        if goes_along(tables, disk) {
             drop_volume(tables, change, disk.volume)?;
         } else {
             release(tables, change, disk.volume)?;
@@ -281,7 +286,7 @@ pub(crate) fn remove(tables: &Tables, change: &mut Change, vm: &Vm) -> Result<()
 
 /// Goes on with the deletion of a VM that its node has ended: first its own volumes, then, when none is left, the VM.
 pub(crate) fn end_delete(tables: &Tables, change: &mut Change, old: &Vm, new: &Vm) -> Result<(), ApiError> {
-    let owned = old.spec.disks.iter().filter(|disk| disk.owned);
+    let owned = old.spec.disks.iter().filter(|disk| goes_along(tables, disk));
     let left = owned.filter_map(|disk| tables.volumes.get(disk.volume.into()));
     // What no node holds is gone at once.
     if left.filter(|volume| volume.status.node.is_some()).count() == 0 {
@@ -290,7 +295,7 @@ pub(crate) fn end_delete(tables: &Tables, change: &mut Change, old: &Vm, new: &V
         }
         return remove(tables, change, old);
     }
-    for disk in old.spec.disks.iter().filter(|disk| disk.owned) {
+    for disk in old.spec.disks.iter().filter(|disk| goes_along(tables, disk)) {
         drop_volume(tables, change, disk.volume)?;
     }
     if new != old {
@@ -379,11 +384,11 @@ pub(crate) fn swap_root(
 ) -> Result<(), ApiError> {
     match vm.spec.disks.first_mut() {
         Some(disk) => {
-            let (old, owned) = (disk.volume, disk.owned);
-            disk.volume = volume;
-            disk.owned = true;
-            if owned {
-                drop_volume(tables, change, old)?;
+            let old = std::mem::replace(disk, VmDisk { volume, owned: true, bus: disk.bus });
+            if goes_along(tables, &old) {
+                drop_volume(tables, change, old.volume)?;
+            } else {
+                release(tables, change, old.volume)?;
             }
         }
         None => vm.spec.disks.push(VmDisk { volume, bus: DiskBus::Virtio, owned: true }),

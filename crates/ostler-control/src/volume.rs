@@ -110,7 +110,9 @@ impl Cloud {
                     return Err(ApiError::conflict(format!("volume {} is protected", volume.metadata.name))
                         .hint("take that back first: ostler volume set --unprotect"));
                 }
+                // One that is on its way out holds nothing.
                 let held: Vec<_> = of_volume(tables, volume.metadata.id.into())
+                    .filter(|snapshot| snapshot.metadata.deleted.is_none())
                     .map(|snapshot| snapshot.metadata.name.as_str())
                     .collect();
                 if !held.is_empty() {

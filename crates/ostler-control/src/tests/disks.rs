@@ -248,8 +248,24 @@ async fn a_deleted_vm_gives_back_the_disks_it_does_not_own() {
     volume_is(&test, "a-root", VolumeState::Gone).await;
     assert_eq!((volume(&test, "data").spec.vm, volume(&test, "data").metadata.deleted), (None, None));
     assert_eq!(snapshot(&test, "s").status.phase, SnapshotPhase::Deleting, "the way back goes with it");
+    // What is on its way out is in nobody's way.
+    test.cloud.volume_delete(&test.admin, None, "data", None).await.unwrap();
+    volume_is(&test, "data", VolumeState::Gone).await;
     snapshot_is(&test, "s", SnapshotState::Gone).await;
-    assert_eq!(volume(&test, "data").status.snapshot, None);
+}
+
+#[tokio::test]
+async fn a_protected_disk_outlives_its_vm() {
+    let test = with_node().await;
+    let _act = controllers(&test);
+    running(&test, "a").await;
+    let patch = VolumePatch { protected: Some(true), ..VolumePatch::default() };
+    test.cloud.volume_patch(&test.admin, None, "a-root", None, patch).await.unwrap();
+    test.cloud.vm_delete(&test.admin, None, "a", None, false).await.unwrap();
+    test.answer("a", MachineState::Absent, TaskOutcome::Done).await;
+    assert!(test.cloud.get::<ostler_api::vm::Vm>(&test.admin, None, "a").is_err());
+    let root = volume(&test, "a-root");
+    assert_eq!((root.spec.vm, root.metadata.deleted, root.status.phase), (None, None, VolumePhase::Ready));
 }
 
 #[tokio::test]
