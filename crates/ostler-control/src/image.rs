@@ -11,7 +11,7 @@ use ostler_api::image::{
     UploadState,
 };
 use ostler_api::metadata::labels_check;
-use ostler_api::operation::{Accepted, Operation, OperationPhase};
+use ostler_api::operation::{Accepted, OperationPhase};
 use ostler_api::{ApiError, ErrorCode, Fault, ImageId, Kind, Metadata, OperationId, Time};
 use ostler_storage::{ImageRef, ImportProgress, StorageError};
 use tokio::sync::watch;
@@ -410,10 +410,7 @@ impl Cloud {
         if let Some(image) = marked {
             self.image_clear(&image).await?;
         }
-        let tables = self.cache.read();
-        let resource = tables.images.get(id).cloned().unwrap_or(before);
-        let operation = tables.operations.get(fresh.into()).map(|operation| Operation::clone(operation));
-        Ok(Accepted { operation, resource })
+        Ok(self.going(before, Some(fresh)))
     }
 
     /// Gives up an image whose data never came. Somebody who is just sending it keeps it.

@@ -299,12 +299,7 @@ impl Cloud {
                 Ok((snapshot, Some(fresh)))
             })
             .await?;
-        let tables = self.cache.read();
-        let resource = tables.snapshots.get(before.metadata.id).cloned().unwrap_or(before);
-        let operation = operation
-            .and_then(|id| tables.operations.get(id.into()))
-            .map(|operation| ostler_api::operation::Operation::clone(operation));
-        Ok(Accepted { operation, resource })
+        Ok(self.going(before, operation))
     }
 
     /// Puts the disks of a snapshot back to what they held. What they held since is given up, unless a later snapshot

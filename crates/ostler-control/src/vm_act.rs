@@ -196,12 +196,7 @@ impl Cloud {
                 }
             })
             .await?;
-        let tables = self.cache.read();
-        let resource = tables.vms.get(before.metadata.id).cloned().unwrap_or(before);
-        let operation = operation
-            .and_then(|id| tables.operations.get(id.into()))
-            .map(|operation| Operation::clone(operation));
-        Ok(Accepted { operation, resource })
+        Ok(self.going(before, operation))
     }
 }
 

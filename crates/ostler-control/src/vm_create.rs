@@ -58,11 +58,24 @@ impl Cloud {
         operation: Option<OperationId>,
     ) -> Result<Accepted<Arc<T>>, ApiError> {
         let resource = self.get::<T>(caller, Some("*"), &id.to_string())?;
-        let operation = operation
-            .and_then(|id| self.cache.read().operations.get(id.into()).cloned())
-            .map(|operation| Operation::clone(&operation));
-        Ok(Accepted { operation, resource })
+        Ok(accepted_now(&self.cache.read(), resource, operation))
     }
+
+    /// The answer to a request that deletes: the resource as it is now, or as it was when it is gone.
+    pub(crate) fn going<T: crate::cache::Cached>(
+        &self,
+        before: Arc<T>,
+        operation: Option<OperationId>,
+    ) -> Accepted<Arc<T>> {
+        let tables = self.cache.read();
+        let now = T::table(&tables).get(before.metadata().id).cloned();
+        accepted_now(&tables, now.unwrap_or(before), operation)
+    }
+}
+
+fn accepted_now<T>(tables: &Tables, resource: Arc<T>, operation: Option<OperationId>) -> Accepted<Arc<T>> {
+    let operation = operation.and_then(|id| tables.operations.get(id.into()));
+    Accepted { operation: operation.map(|operation| Operation::clone(operation)), resource }
 }
 
 pub(crate) fn taken(kind: Kind, name: &Name) -> ApiError {

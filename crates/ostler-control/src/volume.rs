@@ -132,11 +132,6 @@ impl Cloud {
                 Ok((volume, Some(fresh)))
             })
             .await?;
-        let tables = self.cache.read();
-        let resource = tables.volumes.get(before.metadata.id).cloned().unwrap_or(before);
-        let operation = operation
-            .and_then(|id| tables.operations.get(id.into()))
-            .map(|operation| ostler_api::operation::Operation::clone(operation));
-        Ok(Accepted { operation, resource })
+        Ok(self.going(before, operation))
     }
 }
